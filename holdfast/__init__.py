@@ -1,0 +1,1 @@
+"""Holdfast: a deduplicating backup engine for VMware ESXi virtual machines."""

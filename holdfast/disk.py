@@ -1,0 +1,189 @@
+"""What is backed up and what is restored to, in words that every part shares.
+
+Adapters (`holdfast.esxi`) implement `BlockSource` and `BlockSink` and describe a machine with
+`Machine`; the engine (`holdfast.repo`) reads and writes through them. Neither knows the other.
+
+Invariants of a `BlockSource`: its size is fixed for its life; reading is positional, may be done
+from several threads at once and is repeatable as far as the underlying storage is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, Literal, Protocol
+
+__all__ = [
+    "SECTOR_BYTES",
+    "BlockSink",
+    "BlockSource",
+    "DiskFormat",
+    "DiskGeometry",
+    "DiskInfo",
+    "FileInfo",
+    "Machine",
+    "MachineKind",
+    "SourceDisk",
+    "SourceFile",
+]
+
+SECTOR_BYTES: Final = 512
+
+DiskFormat = Literal["raw", "vmdk"]
+MachineKind = Literal["vm", "disk"]
+
+
+class BlockSource(Protocol):
+    """Random-access bytes of a disk (or of a file that is stored like one)."""
+
+    @property
+    def size_bytes(self) -> int:
+        """The virtual size; need not be a multiple of anything."""
+        ...
+
+    def data_extents(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yields `(offset, length)` of the ranges in [start, end) that may hold data, ascending.
+
+        Ranges do not overlap, are not empty and lie inside [start, end). Everything outside of them
+        reads as zeros. A source that knows nothing of holes yields one range.
+
+        Raises:
+            SourceError: the underlying storage can not tell.
+        """
+        ...
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fills the whole (writable, contiguous) buffer with the bytes that start at `offset`.
+
+        Thread-safe. `offset + len(buffer)` never exceeds `size_bytes`.
+
+        Raises:
+            SourceChanged: the source has become shorter than `size_bytes`.
+            SourceError: any other failure to read.
+        """
+        ...
+
+    def close(self) -> None:
+        """Releases what is held open. May be called twice."""
+        ...
+
+
+class BlockSink(Protocol):
+    """Where a disk (or a file) is restored to. What is never written reads as zeros afterwards."""
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Writes all of `data` at `offset` bytes. Thread-safe; ranges never overlap.
+
+        Raises:
+            StorageError: it can not be written.
+        """
+        ...
+
+    def finish(self) -> None:
+        """Makes the content durable and visible under its final name."""
+        ...
+
+    def abort(self) -> None:
+        """Removes what has been written so far. May follow anything but a successful `finish`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DiskGeometry:
+    """The BIOS geometry that a VMDK descriptor records."""
+
+    cylinders: int
+    heads: int
+    sectors: int
+
+
+@dataclass(frozen=True, slots=True)
+class DiskInfo:
+    """What is known of a disk beside its bytes.
+
+    Args:
+        name: unique in its machine; the path, relative to the machine's folder with `/` as
+            separator, of the descriptor or of the raw image: `web1.vmdk`, `web1.raw`.
+        size_bytes: virtual size.
+        format: how the disk was found, and so how `restore --as original` writes it.
+        flat_name: relative path of the flat extent that a restore writes beside a descriptor;
+            empty for `raw`.
+        descriptor: text of the VMDK descriptor as found (or as embedded in a sparse extent);
+            empty for `raw`.
+        create_type: `createType` as found: `vmfs`, `monolithicSparse`, ...; empty for `raw`.
+        label: where the VM has it attached, such as `scsi0:0`; empty if unknown.
+        uuid: `ddb.uuid`, as 32 lower-case hexadecimal digits; empty if unknown.
+        adapter: `ddb.adapterType`; empty if unknown.
+    """
+
+    name: str
+    size_bytes: int
+    format: DiskFormat
+    flat_name: str = ""
+    descriptor: str = ""
+    create_type: str = ""
+    label: str = ""
+    uuid: str = ""
+    adapter: str = ""
+    geometry: DiskGeometry | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """One of the VM's files that is no disk: .vmx, .nvram, logs.
+
+    Args:
+        name: path relative to the machine's folder, `/` as separator, never absolute, no `..`.
+        mode: permission bits (0o7777).
+    """
+
+    name: str
+    size_bytes: int
+    mtime_ns: int
+    mode: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourceDisk:
+    """A disk that can be read."""
+
+    info: DiskInfo
+    source: BlockSource
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file that can be read."""
+
+    info: FileInfo
+    source: BlockSource
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One unit of backup: a VM with its disks and files, or a single disk image.
+
+    Args:
+        kind: `vm` is restored as a folder, `disk` (one disk, no files) as an image.
+        name: display name.
+        uuid: the VM's own UUID as 32 lower-case hexadecimal digits, or empty if it has none.
+        origin: where it was read from, for people.
+        folders: relative paths of folders that hold no file, parents first.
+        warnings: sentences on what was left out; a backup with any ends with exit code 100.
+    """
+
+    kind: MachineKind
+    name: str
+    uuid: str
+    origin: str
+    disks: tuple[SourceDisk, ...]
+    files: tuple[SourceFile, ...] = ()
+    folders: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = field(default=())
+
+    def close(self) -> None:
+        """Closes all sources."""
+        for disk in self.disks:
+            disk.source.close()
+        for file in self.files:
+            file.source.close()

@@ -1,0 +1,1 @@
+"""Sources and sinks: VMware disks, VM folders, raw images. Knows nothing of repositories."""

@@ -1,0 +1,1 @@
+"""Readers and writers of the VMDK formats, against VMware's published description."""

@@ -1,0 +1,1 @@
+"""Restore points as a file system."""

@@ -1,0 +1,1 @@
+"""The repository engine. Knows nothing of hypervisors."""
