@@ -42,8 +42,8 @@ class AlignedChunker:
         mixed = blocks[:, self._words] * self._weights
         mixed ^= mixed >> np.uint64(29)
         values = mixed.sum(axis=1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        candidate = ((values >> np.uint64(40)) & self._mask == 0).tolist()
-        zero = (~blocks.any(axis=1)).tolist()
+        candidate = np.asarray((values >> np.uint64(40)) & self._mask == 0).tolist()
+        zero = np.asarray(~blocks.any(axis=1)).tolist()
         parts: list[int] = []
         start = 0
         total = len(candidate)
