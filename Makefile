@@ -1,0 +1,44 @@
+# `make` alone lists the targets. Everything that they need is set up by tools/setup on the way.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format docs clean distclean
+
+# The tools of the virtual environment first; sbin last, since mkfs.ext4 lives there and needs no root.
+export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
+
+WORKERS ?= 2
+ARGS ?=
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: ## make .venv and install what is needed (also done by every target that needs it)
+	@tools/setup
+
+demo: setup ## back up, change, compare and restore a small real VM, and tell the story (KEEP=1 keeps the files)
+	@demo/run
+
+test: setup ## run all tests; ARGS='-k name' passes options to pytest, WORKERS=n sets the processes
+	pytest -n $(WORKERS) --dist=worksteal $(ARGS)
+
+check: setup ## lint, format, types, import contracts and the project's own rules; seconds
+	ruff check
+	ruff format --check
+	mypy
+	mypy --strict tools/*.py
+	lint-imports
+	pytest -q -p no:xdist tests/project/test_tidy.py
+
+format: setup ## put the code into the project's format, and fix what ruff can fix
+	ruff format
+	ruff check --fix
+
+docs: setup ## write the generated documents anew
+	python tools/exit_codes.py --write
+
+clean: ## remove caches and build products
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find holdfast tests benchmarks demo tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## remove the virtual environment as well
+	rm -rf .venv
