@@ -34,6 +34,7 @@ __all__ = [
     "RepositoryBusy",
     "RepositoryError",
     "RepositoryExists",
+    "SessionGone",
     "SourceChanged",
     "SourceError",
     "SourceFormat",
@@ -124,6 +125,13 @@ class PointNotFound(RepositoryError):
 
     exit_code = 14
     code_meaning = "restore point or disk not found, or its name is ambiguous"
+
+
+class SessionGone(RepositoryError):
+    """The session of a running backup has expired; what it relied upon may have been collected."""
+
+    exit_code = 16
+    code_meaning = "the backup's session expired before it could finish"
 
 
 class RepositoryExists(RepositoryError):

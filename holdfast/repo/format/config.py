@@ -1,0 +1,234 @@
+"""The repository's configuration file (FORMAT.md, "config.json").
+
+It says how to read everything else: format version, features, chunker, compression, encryption and the
+wrapped keys. It is kept twice (`config.json` and `config.json.copy`), carries a checksum over its
+canonical form, and is laid out for people to read.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Final, Literal, cast
+
+import blake3
+
+from holdfast.errors import DamagedConfig, DamagedData, UnsupportedFormat
+from holdfast.ids import RepositoryId
+from holdfast.repo.format import canonical
+from holdfast.repo.format.canonical import Fields, Json
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MAX_CONFIG_BYTES",
+    "Cipher",
+    "Compression",
+    "Config",
+    "Encryption",
+    "KeySlot",
+    "ScryptParameters",
+    "decode_config",
+    "encode_config",
+]
+
+FORMAT_VERSION: Final = 1
+MAX_CONFIG_BYTES: Final = 1 << 20
+_KNOWN_FEATURES: Final[frozenset[str]] = frozenset()
+
+Cipher = Literal["aes256-gcm", "chacha20-poly1305"]
+_CIPHERS: Final = ("aes256-gcm", "chacha20-poly1305")
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """How payloads are compressed by default.
+
+    Args:
+        level: of zstd; 0 stands for no compression.
+    """
+
+    level: int
+
+    def __str__(self) -> str:
+        return f"zstd:{self.level}" if self.level else "none"
+
+
+@dataclass(frozen=True, slots=True)
+class ScryptParameters:
+    """Cost of the password hash (RFC 7914). Memory is 128 * n * r bytes."""
+
+    n: int
+    r: int
+    p: int
+    salt: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KeySlot:
+    """The master key, wrapped under one password.
+
+    Args:
+        id: 16 hexadecimal digits, for people to name it by.
+        label: what its owner calls it.
+        nonce: 12 bytes of the wrapping AEAD.
+        wrapped: ciphertext and tag of the 32 bytes of the master key.
+    """
+
+    id: str
+    label: str
+    created: int
+    kdf: ScryptParameters
+    nonce: bytes
+    wrapped: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Encryption:
+    """The cipher of all payloads, and the passwords that open it."""
+
+    cipher: Cipher
+    slots: tuple[KeySlot, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What `init` decided.
+
+    Args:
+        segment_bytes: what disks are cut into before they are chunked.
+        pack_bytes: a pack that has reached this size is sealed.
+        encryption: None if payloads are stored in the clear.
+    """
+
+    id: RepositoryId
+    created: int
+    chunker: str
+    chunk_size_bytes: int
+    segment_bytes: int
+    pack_bytes: int
+    compression: Compression
+    encryption: Encryption | None
+
+
+def _slot_json(slot: KeySlot) -> Json:
+    return {
+        "created": slot.created,
+        "id": slot.id,
+        "kdf": {
+            "n": slot.kdf.n,
+            "name": "scrypt",
+            "p": slot.kdf.p,
+            "r": slot.kdf.r,
+            "salt": slot.kdf.salt.hex(),
+        },
+        "label": slot.label,
+        "nonce": slot.nonce.hex(),
+        "wrapped": slot.wrapped.hex(),
+    }
+
+
+def encode_config(config: Config) -> bytes:
+    """The text of the configuration file."""
+    encryption = config.encryption
+    value: dict[str, Json] = {
+        "chunker": {"chunk_size_bytes": config.chunk_size_bytes, "name": config.chunker},
+        "compression": {
+            "level": config.compression.level,
+            "name": "zstd" if config.compression.level else "none",
+        },
+        "created": config.created,
+        "encryption": None
+        if encryption is None
+        else {"cipher": encryption.cipher, "slots": [_slot_json(slot) for slot in encryption.slots]},
+        "features": {"optional": [], "required": []},
+        "id": config.id.hex(),
+        "pack_bytes": config.pack_bytes,
+        "segment_bytes": config.segment_bytes,
+        "type": "holdfast-repository",
+        "version": {"read": FORMAT_VERSION, "write": FORMAT_VERSION},
+    }
+    value["checksum"] = _checksum(value)
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+
+def _checksum(value: dict[str, Json]) -> str:
+    return blake3.blake3(canonical.encode({k: v for k, v in value.items() if k != "checksum"})).hexdigest()
+
+
+def _slot(value: Json) -> KeySlot:
+    fields = Fields(value, "a key slot")
+    kdf = fields.object("kdf")
+    if kdf.text("name") != "scrypt":
+        raise UnsupportedFormat(f"a key slot uses '{kdf.text('name')}'", hint="use a newer Holdfast")
+    parameters = ScryptParameters(
+        n=kdf.integer("n", least=2, most=2**20),
+        r=kdf.integer("r", least=1, most=32),
+        p=kdf.integer("p", least=1, most=16),
+        salt=kdf.hexadecimal("salt"),
+    )
+    if parameters.n & (parameters.n - 1) or 128 * parameters.n * parameters.r > 1 << 30:
+        raise DamagedData("the cost of a key slot's password hash is out of bounds")
+    return KeySlot(
+        id=fields.raw("id", 8).hex(),
+        label=fields.text("label"),
+        created=fields.integer("created"),
+        kdf=parameters,
+        nonce=fields.raw("nonce", 12),
+        wrapped=fields.raw("wrapped", 48),
+    )
+
+
+def decode_config(data: bytes) -> Config:
+    """The configuration that `data` encodes.
+
+    Raises:
+        DamagedConfig: it is none, or fails its checksum.
+        UnsupportedFormat: it is intact, and of a version or with features that this Holdfast lacks.
+    """
+    try:
+        value = json.loads(data.decode())
+        if not isinstance(value, dict) or value.get("checksum") != _checksum(value):
+            raise DamagedConfig("the repository's configuration fails its checksum")
+    except (ValueError, RecursionError, TypeError):
+        raise DamagedConfig("the repository's configuration is no JSON text") from None
+    try:
+        return _decode(Fields(value, "the configuration"))
+    except DamagedData as error:
+        raise DamagedConfig(error.message) from None
+
+
+def _decode(fields: Fields) -> Config:
+    if fields.text("type") != "holdfast-repository":
+        raise DamagedData("the configuration is not that of a repository")
+    needed = fields.object("version").integer("read")
+    unknown = sorted(set(fields.object("features").texts("required")) - _KNOWN_FEATURES)
+    if needed > FORMAT_VERSION or unknown:
+        what = f"the features {', '.join(unknown)}" if unknown else f"format version {needed}"
+        raise UnsupportedFormat(
+            f"the repository needs {what}; this Holdfast reads format version {FORMAT_VERSION}",
+            hint="use a newer Holdfast",
+        )
+    compression, chunker = fields.object("compression"), fields.object("chunker")
+    encryption = fields.optional_object("encryption")
+    cipher = encryption.text("cipher") if encryption else ""
+    if encryption and cipher not in _CIPHERS:
+        raise UnsupportedFormat(f"the repository is encrypted with '{cipher}'", hint="use a newer Holdfast")
+    if compression.text("name") not in ("zstd", "none"):
+        raise UnsupportedFormat(
+            f"the compression '{compression.text('name')}' is unknown", hint="use a newer Holdfast"
+        )
+    segment = fields.integer("segment_bytes", least=1 << 20, most=1 << 30)
+    if segment & (segment - 1):
+        raise DamagedData("the segment size is no power of two")
+    return Config(
+        id=RepositoryId(fields.raw("id", 16)),
+        created=fields.integer("created"),
+        chunker=chunker.text("name"),
+        chunk_size_bytes=chunker.integer("chunk_size_bytes", least=512, most=16 << 20),
+        segment_bytes=segment,
+        pack_bytes=fields.integer("pack_bytes", least=1 << 20, most=2 << 30),
+        compression=Compression(compression.integer("level", most=22)),
+        encryption=None
+        if encryption is None
+        else Encryption(cast("Cipher", cipher), tuple(_slot(value) for value in encryption.items("slots"))),
+    )

@@ -1,0 +1,317 @@
+"""The values of the index's tables (FORMAT.md, "Index").
+
+Each value ends in a CRC-32 over its key and itself, so that a row that was altered, or that answers for
+another key, is noticed when it is read: LMDB has no checksums of its own. CRC-32 finds every error burst
+of up to 32 bits; what it misses is still caught later, since every record says who it is.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+from holdfast.errors import DamagedData, DamagedIndex
+from holdfast.ids import ID_BYTES, PACK_ID_BYTES, SESSION_ID_BYTES, PackId, PointId, RecordId, SessionId
+from holdfast.repo.format import canonical
+from holdfast.repo.format.canonical import Fields
+
+__all__ = [
+    "PackRow",
+    "PackState",
+    "Place",
+    "PointRow",
+    "PointsDigest",
+    "SessionRow",
+    "decode_counter",
+    "decode_pack_row",
+    "decode_place",
+    "decode_point_row",
+    "decode_points_digest",
+    "decode_session_row",
+    "encode_counter",
+    "encode_pack_row",
+    "encode_place",
+    "encode_point_row",
+    "encode_points_digest",
+    "encode_session_row",
+    "pack_key",
+]
+
+
+class PackState(IntEnum):
+    """What may happen to a pack. Other values are reserved."""
+
+    OPEN = 1
+    """Its writer's session may append; bytes past the committed length do not exist yet."""
+    SEALED = 2
+    """It ends in a table and never changes."""
+
+
+class Place(NamedTuple):
+    """Where a record is: the value of table `chunks`.
+
+    A named tuple because there is one per chunk that is looked up.
+    """
+
+    pack: int
+    offset: int
+    stored_bytes: int
+    plain_bytes: int
+    epoch: int
+    kind: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackRow:
+    """The value of table `packs`.
+
+    Args:
+        number: key of the row; 32 bits, given out in order.
+        committed_bytes: length up to which the pack's bytes exist.
+        records: how many of its records the index has pointed to.
+        live_bytes: headers and payloads of records that the index points to.
+        dead_bytes: of those it does not point to (stored twice by two writers, or swept).
+        verified: Unix seconds of the last verification of all its bytes; 0 if there was none.
+    """
+
+    number: int
+    id: PackId
+    state: PackState
+    committed_bytes: int
+    records: int
+    live_bytes: int
+    dead_bytes: int
+    created: int
+    verified: int
+
+
+@dataclass(frozen=True, slots=True)
+class PointRow:
+    """The value of table `points`: the manifest's record itself, so that listing reads no packs.
+
+    Args:
+        hidden: forgotten, but not yet collected.
+        pinned: never removed by a policy.
+        pack: the pack whose id seeds the header's checksum.
+        record: header and payload, as they stand in that pack.
+    """
+
+    id: PointId
+    hidden: bool
+    pinned: bool
+    pack: PackId
+    record: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """The value of table `sessions`.
+
+    Args:
+        kind: `backup`, `restore`, ...
+        heartbeat: Unix seconds of its last sign of life.
+        holds: ids of the restore points that it reads or builds upon.
+    """
+
+    id: SessionId
+    kind: str
+    host: str
+    pid: int
+    started: int
+    heartbeat: int
+    holds: tuple[PointId, ...]
+
+    def alive_at(self, now: int) -> SessionRow:
+        """The same session with a newer sign of life."""
+        return replace(self, heartbeat=now)
+
+
+@dataclass(frozen=True, slots=True)
+class PointsDigest:
+    """Number of rows in table `points`, and the exclusive or of the keys: a lost row is noticed."""
+
+    count: int
+    xor: bytes
+
+    def toggled(self, point: PointId, change: int) -> PointsDigest:
+        """The digest after `point` was added (change 1) or removed (-1)."""
+        mixed = int.from_bytes(self.xor, "little") ^ int.from_bytes(point, "little")
+        return PointsDigest(self.count + change, mixed.to_bytes(ID_BYTES, "little"))
+
+
+_PLACE: Final = struct.Struct("<IIIIIBBI")
+_PLACE_BODY: Final = struct.Struct("<IIIIIBB")
+_PACK: Final = struct.Struct("<16sBxxxIQQQQQ")
+_COUNTER: Final = struct.Struct("<Q")
+_CRC: Final = struct.Struct("<I")
+_NUMBER: Final = struct.Struct(">I")
+
+
+def _sealed(key: bytes, body: bytes) -> bytes:
+    return body + _CRC.pack(zlib.crc32(body, zlib.crc32(key)))
+
+
+def _opened(key: bytes, value: bytes, what: str) -> bytes:
+    body = value[:-4]
+    if len(value) < 4 or _CRC.pack(zlib.crc32(body, zlib.crc32(key))) != value[-4:]:
+        raise DamagedIndex(f"a row of the index ({what}) fails its checksum")
+    return body
+
+
+def encode_place(record_id: RecordId, place: Place) -> bytes:
+    """The 26 bytes of a row of `chunks`."""
+    return _sealed(
+        record_id,
+        _PLACE_BODY.pack(
+            place.pack, place.offset, place.stored_bytes, place.plain_bytes, place.epoch, place.kind, 0
+        ),
+    )
+
+
+def decode_place(record_id: bytes, value: bytes) -> Place:
+    """The place that a row of `chunks` names.
+
+    Raises:
+        DamagedIndex: the row is damaged.
+    """
+    if len(value) != 26 or zlib.crc32(value[:22], zlib.crc32(record_id)) != int.from_bytes(
+        value[22:], "little"
+    ):
+        raise DamagedIndex("a row of the index (chunks) fails its checksum")
+    pack, offset, stored, plain, epoch, kind, _, _ = _PLACE.unpack(value)
+    return Place(pack, offset, stored, plain, epoch, kind)
+
+
+def pack_key(number: int) -> bytes:
+    """The key of a pack's row."""
+    return _NUMBER.pack(number)
+
+
+def encode_pack_row(row: PackRow) -> bytes:
+    """The row of a pack."""
+    body = _PACK.pack(
+        row.id,
+        row.state,
+        row.records,
+        row.committed_bytes,
+        row.live_bytes,
+        row.dead_bytes,
+        row.created,
+        row.verified,
+    )
+    return _sealed(pack_key(row.number), body)
+
+
+def decode_pack_row(key: bytes, value: bytes) -> PackRow:
+    """The row of a pack.
+
+    Raises:
+        DamagedIndex: the row is damaged.
+    """
+    body = _opened(key, value, "packs")
+    if len(key) != 4 or len(body) != _PACK.size:
+        raise DamagedIndex("a row of the index (packs) has a wrong length")
+    pack_id, state, records, committed, live, dead, created, verified = _PACK.unpack(body)
+    try:
+        known = PackState(state)
+    except ValueError:
+        raise DamagedIndex(f"a pack of the index has the unknown state {state}") from None
+    return PackRow(
+        _NUMBER.unpack(key)[0], PackId(pack_id), known, committed, records, live, dead, created, verified
+    )
+
+
+def encode_point_row(row: PointRow) -> bytes:
+    """The row of a restore point."""
+    return _sealed(row.id, bytes([row.hidden | row.pinned << 1]) + row.pack + row.record)
+
+
+def decode_point_row(key: bytes, value: bytes) -> PointRow:
+    """The row of a restore point.
+
+    Raises:
+        DamagedIndex: the row is damaged.
+    """
+    body = _opened(key, value, "points")
+    if len(key) != ID_BYTES or len(body) < 1 + PACK_ID_BYTES:
+        raise DamagedIndex("a row of the index (points) has a wrong length")
+    return PointRow(
+        PointId(RecordId(bytes(key))), bool(body[0] & 1), bool(body[0] & 2), PackId(body[1:17]), body[17:]
+    )
+
+
+def encode_session_row(row: SessionRow) -> bytes:
+    """The row of a session."""
+    body = canonical.encode(
+        {
+            "heartbeat": row.heartbeat,
+            "holds": [point.hex() for point in row.holds],
+            "host": row.host,
+            "kind": row.kind,
+            "pid": row.pid,
+            "started": row.started,
+        }
+    )
+    return _sealed(row.id, body)
+
+
+def decode_session_row(key: bytes, value: bytes) -> SessionRow:
+    """The row of a session.
+
+    Raises:
+        DamagedIndex: the row is damaged.
+    """
+    body = _opened(key, value, "sessions")
+    try:
+        fields = Fields(canonical.decode(body), "a session")
+        holds = tuple(PointId(RecordId(bytes.fromhex(text))) for text in fields.texts("holds"))
+        if len(key) != SESSION_ID_BYTES or any(len(point) != ID_BYTES for point in holds):
+            raise DamagedData("wrong length")
+        return SessionRow(
+            id=SessionId(bytes(key)),
+            kind=fields.text("kind"),
+            host=fields.text("host"),
+            pid=fields.integer("pid"),
+            started=fields.integer("started"),
+            heartbeat=fields.integer("heartbeat"),
+            holds=holds,
+        )
+    except (DamagedData, ValueError) as error:
+        raise DamagedIndex(f"a session of the index is damaged ({error})") from None
+
+
+def encode_counter(key: bytes, number: int) -> bytes:
+    """A number in table `meta`."""
+    return _sealed(key, _COUNTER.pack(number))
+
+
+def decode_counter(key: bytes, value: bytes) -> int:
+    """A number from table `meta`.
+
+    Raises:
+        DamagedIndex: the row is damaged.
+    """
+    body = _opened(key, value, "meta")
+    if len(body) != 8:
+        raise DamagedIndex("a row of the index (meta) has a wrong length")
+    return int(_COUNTER.unpack(body)[0])
+
+
+def encode_points_digest(key: bytes, digest: PointsDigest) -> bytes:
+    """The digest of table `points`."""
+    return _sealed(key, _COUNTER.pack(digest.count) + digest.xor)
+
+
+def decode_points_digest(key: bytes, value: bytes) -> PointsDigest:
+    """The digest of table `points`.
+
+    Raises:
+        DamagedIndex: the row is damaged.
+    """
+    body = _opened(key, value, "meta")
+    if len(body) != 8 + ID_BYTES:
+        raise DamagedIndex("a row of the index (meta) has a wrong length")
+    return PointsDigest(int(_COUNTER.unpack(body[:8])[0]), body[8:])

@@ -1,0 +1,164 @@
+"""The index: where each record is, which packs, restore points and sessions there are.
+
+It is derivable from the packs and never the only copy of anything. This module holds the Protocol and
+its value types; `repo.lmdb_index` implements it. Every method is one short transaction; no transaction
+is held between calls, so nothing here ever waits for somebody's I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from holdfast.ids import NodeId, PackId, RecordId, SessionId
+from holdfast.repo.format.rows import PackRow, PackState, Place, PointRow, SessionRow
+
+__all__ = ["Batch", "Committed", "Index", "IndexFigures", "NewRecord", "PackProgress"]
+
+
+class NewRecord(NamedTuple):
+    """A record that has become durable in a pack. A named tuple: there is one per chunk of a batch."""
+
+    id: RecordId
+    pack: PackId
+    offset: int
+    stored_bytes: int
+    plain_bytes: int
+    kind: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackProgress:
+    """How far a pack has come."""
+
+    id: PackId
+    committed_bytes: int
+    state: PackState
+    created: int
+
+
+@dataclass(slots=True)
+class Batch:
+    """What becomes visible in one transaction.
+
+    Args:
+        session: whose batch it is; None for recovery, which has none.
+        relied: ids that were found in the index, and that the batch's leaves build upon.
+        roots: leaves that are complete with this batch.
+        point: the restore point that this batch finishes.
+        ends_session: the session is over when the batch is in.
+    """
+
+    session: SessionId | None
+    now: int
+    records: list[NewRecord] = field(default_factory=list)
+    relied: set[RecordId] = field(default_factory=set)
+    roots: list[NodeId] = field(default_factory=list)
+    packs: list[PackProgress] = field(default_factory=list)
+    point: PointRow | None = None
+    ends_session: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What came of a batch.
+
+    Args:
+        gone: relied-on ids that no longer exist. If there are any, nothing was committed.
+        duplicate_bytes: stored bytes of records that another writer had committed first.
+    """
+
+    gone: frozenset[RecordId] = frozenset()
+    duplicates: int = 0
+    duplicate_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class IndexFigures:
+    """Size of the index, for statistics and benchmarks."""
+
+    records: int
+    packs: int
+    points: int
+    sessions: int
+    used_bytes: int
+
+
+class Index(Protocol):
+    """The ordered tables of a repository. Thread-safe, and safe between processes."""
+
+    def lookup(self, ids: Sequence[RecordId]) -> list[Place | None]:
+        """The place of each id, in order, from one snapshot.
+
+        Raises:
+            DamagedIndex: a row is damaged.
+        """
+        ...
+
+    def commit(self, batch: Batch) -> Committed:
+        """Makes a batch visible, all or nothing.
+
+        Durability: the batch is on disk on return. Everything it names must be durable before.
+
+        Raises:
+            SessionGone: the session has expired; nothing was committed.
+            StorageError, DamagedIndex: nothing was committed.
+        """
+        ...
+
+    def scan(self, after: RecordId | None, limit: int) -> list[tuple[RecordId, Place]]:
+        """Up to `limit` rows of `chunks` in key order, beginning behind `after`."""
+        ...
+
+    def packs(self) -> list[PackRow]:
+        """All packs by number. One row of about 200 bytes for each pack."""
+        ...
+
+    def points(self) -> list[PointRow]:
+        """All restore points, the hidden ones too, by id.
+
+        Raises:
+            DamagedIndex: a row is damaged, or one is missing.
+        """
+        ...
+
+    def begin_session(self, row: SessionRow, expire_before: int) -> None:
+        """Records a session and drops those whose heartbeat is older than `expire_before`.
+
+        Raises:
+            PointNotFound: a point that it holds does not exist or is hidden.
+        """
+        ...
+
+    def heartbeat(self, session: SessionId, now: int) -> None:
+        """Records a sign of life.
+
+        Raises:
+            SessionGone: the session has expired.
+        """
+        ...
+
+    def end_session(self, session: SessionId) -> None:
+        """Drops a session and its roots. It is no error if there is none."""
+        ...
+
+    def sessions(self) -> list[SessionRow]:
+        """All sessions."""
+        ...
+
+    def roots(self, session: SessionId) -> Iterator[NodeId]:
+        """The leaves that a session has completed."""
+        ...
+
+    def set_verified(self, number: int, when: int) -> None:
+        """Records that all bytes of a pack have been verified."""
+        ...
+
+    def figures(self) -> IndexFigures:
+        """Counts and size."""
+        ...
+
+    def close(self) -> None:
+        """Releases it. May be called twice."""
+        ...

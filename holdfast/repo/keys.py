@@ -1,0 +1,231 @@
+"""Keys: from a password to the master key, and from the master key to all others (FORMAT.md, "Keys").
+
+The master key is 32 random bytes drawn by `init`. Each key slot of the configuration holds it wrapped
+under one password (scrypt, then the repository's AEAD). Everything else is derived from the master key by
+BLAKE3's key derivation, one context string per purpose, so that no key serves two purposes.
+
+A repository without encryption has no secret: ids are plain BLAKE3 and the chunker's seed is published.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+import blake3
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+from holdfast.errors import UsageError, WrongPassword
+from holdfast.ids import RecordId
+from holdfast.repo.format import canonical
+from holdfast.repo.format.config import Cipher, Config, Encryption, KeySlot, ScryptParameters
+from holdfast.repo.format.record import Kind
+
+__all__ = [
+    "MASTER_KEY_BYTES",
+    "Aead",
+    "Keys",
+    "add_slot",
+    "aead",
+    "clear_keys",
+    "new_encryption",
+    "new_master_key",
+    "remove_slot",
+    "replace_slot",
+    "secret_keys",
+    "unlock",
+]
+
+MASTER_KEY_BYTES: Final = 32
+
+SCRYPT_N: Final = 1 << 16
+SCRYPT_R: Final = 8
+SCRYPT_P: Final = 2
+"""64 MiB and about a third of a second for one guess: one of the settings that OWASP's password storage
+cheat sheet counts as equivalent to 128 MiB with p = 1, and it fits the memory bound of every command."""
+
+_CONTEXT: Final = "holdfast 2026-11-22 v1 "
+
+
+class Aead(Protocol):
+    """Authenticated encryption with associated data, RFC 5116 style."""
+
+    def encrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes:
+        """Ciphertext and 16 bytes of tag."""
+        ...
+
+    def decrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes:
+        """The plaintext; raises `cryptography.exceptions.InvalidTag`."""
+        ...
+
+
+def aead(cipher: Cipher, key: bytes) -> Aead:
+    """The AEAD of that name with that key of 32 bytes."""
+    return AESGCM(key) if cipher == "aes256-gcm" else ChaCha20Poly1305(key)
+
+
+def derive(secret: bytes, purpose: str) -> bytes:
+    """32 bytes for one purpose, by BLAKE3's key derivation mode."""
+    return blake3.blake3(secret, derive_key_context=_CONTEXT + purpose).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """All that is needed to name, read and write records.
+
+    Args:
+        cipher: None if payloads are stored in the clear; then the other secrets are empty.
+        data_key: records are encrypted under keys derived from it.
+        id_keys: kind -> key of the keyed BLAKE3 that makes ids; empty without encryption.
+        chunker_seed: None stands for the published seed.
+    """
+
+    cipher: Cipher | None
+    data_key: bytes
+    id_keys: tuple[tuple[Kind, bytes], ...]
+    chunker_seed: bytes | None
+
+    def record_id(self, kind: Kind, plaintext: bytes | memoryview) -> RecordId:
+        """The id of a record: BLAKE3-256 of its plaintext, separated by kind, keyed when encrypted.
+
+        Without encryption the id of a chunk is the plain BLAKE3 of its bytes. Nodes and manifests
+        have a domain of their own, so that no guest can store a chunk that passes for one.
+        """
+        if self.id_keys:
+            for known, key in self.id_keys:
+                if known is kind:
+                    return RecordId(blake3.blake3(plaintext, key=key).digest())
+        if kind is Kind.CHUNK or kind is Kind.TABLE:
+            return RecordId(blake3.blake3(plaintext).digest())
+        return RecordId(blake3.blake3(plaintext, derive_key_context=_CONTEXT + f"id of {kind.name}").digest())
+
+
+_SECRET_KINDS: Final = (Kind.CHUNK, Kind.NODE, Kind.MANIFEST)
+
+
+def clear_keys() -> Keys:
+    """The keys of a repository that is not encrypted."""
+    return Keys(None, b"", (), None)
+
+
+def secret_keys(cipher: Cipher, master: bytes) -> Keys:
+    """The keys that follow from a master key."""
+    return Keys(
+        cipher,
+        derive(master, "record encryption"),
+        tuple((kind, derive(master, f"id of {kind.name}")) for kind in _SECRET_KINDS),
+        derive(master, "chunker seed"),
+    )
+
+
+def new_master_key() -> bytes:
+    """32 bytes from the operating system's generator."""
+    return os.urandom(MASTER_KEY_BYTES)
+
+
+def _associated(config: Config, cipher: Cipher, slot: KeySlot) -> bytes:
+    """What a slot's tag also vouches for: storage can not swap the settings below under a password."""
+    return canonical.encode(
+        {
+            "chunk_size_bytes": config.chunk_size_bytes,
+            "chunker": config.chunker,
+            "cipher": cipher,
+            "id": slot.id,
+            "kdf": {"n": slot.kdf.n, "p": slot.kdf.p, "r": slot.kdf.r, "salt": slot.kdf.salt.hex()},
+            "repository": config.id.hex(),
+            "segment_bytes": config.segment_bytes,
+        }
+    )
+
+
+def _password_key(password: str, kdf: ScryptParameters) -> bytes:
+    return Scrypt(salt=kdf.salt, length=32, n=kdf.n, r=kdf.r, p=kdf.p).derive(
+        password.encode("utf-8", "surrogateescape")
+    )
+
+
+def _new_slot(config: Config, cipher: Cipher, master: bytes, password: str, label: str, now: int) -> KeySlot:
+    if not password:
+        raise UsageError(
+            "the password is empty", hint="set HOLDFAST_PASSWORD, _PASSWORD_FILE or _PASSWORD_COMMAND"
+        )
+    kdf = ScryptParameters(SCRYPT_N, SCRYPT_R, SCRYPT_P, os.urandom(32))
+    slot = KeySlot(os.urandom(8).hex(), label, now, kdf, os.urandom(12), bytes(48))
+    wrapped = aead(cipher, _password_key(password, kdf)).encrypt(
+        slot.nonce, master, _associated(config, cipher, slot)
+    )
+    return replace(slot, wrapped=wrapped)
+
+
+def new_encryption(
+    config: Config, cipher: Cipher, master: bytes, password: str, label: str, now: int
+) -> Encryption:
+    """The encryption part of a new repository's configuration, with one key slot."""
+    return Encryption(cipher, (_new_slot(config, cipher, master, password, label, now),))
+
+
+def _encryption(config: Config) -> Encryption:
+    if config.encryption is None:
+        raise UsageError("the repository is not encrypted, so it has no keys")
+    return config.encryption
+
+
+def unlock(config: Config, passwords: Iterable[str]) -> tuple[bytes, KeySlot]:
+    """The master key and the slot that one of the passwords opens.
+
+    Cost: a third of a second and 64 MiB for each slot that is tried.
+
+    Raises:
+        WrongPassword: none of them opens any slot.
+    """
+    encryption = _encryption(config)
+    for password in passwords:
+        for slot in encryption.slots:
+            try:
+                master = aead(encryption.cipher, _password_key(password, slot.kdf)).decrypt(
+                    slot.nonce, slot.wrapped, _associated(config, encryption.cipher, slot)
+                )
+            except InvalidTag:
+                continue
+            return master, slot
+    raise WrongPassword(
+        "the password opens none of the repository's keys",
+        hint="set HOLDFAST_PASSWORD, HOLDFAST_PASSWORD_FILE or HOLDFAST_PASSWORD_COMMAND",
+    )
+
+
+def add_slot(config: Config, master: bytes, password: str, label: str, now: int) -> tuple[Config, KeySlot]:
+    """The configuration with one more password."""
+    encryption = _encryption(config)
+    slot = _new_slot(config, encryption.cipher, master, password, label, now)
+    return replace(config, encryption=replace(encryption, slots=(*encryption.slots, slot))), slot
+
+
+def remove_slot(config: Config, slot_id: str) -> Config:
+    """The configuration without one password.
+
+    Raises:
+        UsageError: there is no such slot, or it is the last one.
+    """
+    encryption = _encryption(config)
+    kept = tuple(slot for slot in encryption.slots if slot.id != slot_id)
+    if len(kept) == len(encryption.slots):
+        raise UsageError(f"there is no key '{slot_id}'", hint="'holdfast key list' shows the keys")
+    if not kept:
+        raise UsageError(
+            "the last key can not be removed: nothing could be read any more", hint="add another key first"
+        )
+    return replace(config, encryption=replace(encryption, slots=kept))
+
+
+def replace_slot(
+    config: Config, master: bytes, slot_id: str, password: str, now: int
+) -> tuple[Config, KeySlot]:
+    """The configuration with another password in one slot's stead; the slot gets a new id."""
+    old = next((slot for slot in _encryption(config).slots if slot.id == slot_id), None)
+    added, slot = add_slot(config, master, password, old.label if old else "", now)
+    return remove_slot(added, slot_id), slot

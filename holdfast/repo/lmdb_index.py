@@ -1,0 +1,509 @@
+"""The index on LMDB (FORMAT.md, "Index").
+
+Rules that LMDB asks for, kept here so that nobody else has to know them: one environment per file and
+process (shared and counted), never across a fork, no transaction held between calls, keys sorted within
+a batch (random single insertions would dirty a page each).
+
+LMDB has no checksums. Each row has one (`format.rows`), table `points` has a digest, and the file `head`
+beside it remembers the newest transaction that changed a point, so that an index that fell back to an
+older state is noticed. Damage that is noticed is always `DamagedIndex`, and the packs can replace the index.
+
+The map is reserved at a fixed 256 GiB of address space (no memory, no disk): room for 2.5 thousand million
+records. Growing it while threads read would be unsafe in LMDB.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import lmdb
+
+from holdfast.errors import (
+    DamagedIndex,
+    DiskFull,
+    HoldfastError,
+    InternalError,
+    PointNotFound,
+    SessionGone,
+    StorageError,
+    storage_error,
+)
+from holdfast.ids import NodeId, PackId, RecordId, RepositoryId, SessionId
+from holdfast.repo.format import canonical, rows
+from holdfast.repo.format.canonical import Fields
+from holdfast.repo.format.rows import PackRow, PackState, Place, PointRow, PointsDigest, SessionRow
+from holdfast.repo.index import Batch, Committed, IndexFigures, NewRecord
+from holdfast.units import GIB
+
+__all__ = ["LmdbIndex"]
+
+DATA_FILE: Final = "data.mdb"
+HEAD_FILE: Final = "head"
+_MAP_BYTES: Final = 256 * GIB
+_SMALL_MAP_BYTES: Final = 8 * GIB
+_MOST_READERS: Final = 1024
+_TABLES: Final = ("chunks", "packs", "points", "sessions", "roots", "meta")
+_NEXT_PACK: Final = b"next_pack"
+_EPOCH: Final = b"epoch"
+_DIGEST: Final = b"points"
+_REPOSITORY: Final = b"repository"
+_SCAN_ROWS: Final = 10_000
+
+
+@dataclass
+class _Shared:
+    """An environment and how many in this process use it."""
+
+    env: lmdb.Environment
+    users: int
+
+
+_OPEN: dict[tuple[int, int], _Shared] = {}
+_OPEN_LOCK: Final = threading.Lock()
+
+
+@contextlib.contextmanager
+def _translated(doing: str) -> Iterator[None]:
+    """LMDB's exceptions as ours."""
+    try:
+        yield
+    except lmdb.MapFullError as error:
+        raise DiskFull(f"the index has no room left while {doing} ({error})") from error
+    except lmdb.ReadersFullError as error:
+        raise StorageError(f"too many processes read the index at once while {doing}") from error
+    except lmdb.Error as error:
+        code = getattr(error, "code", 0)
+        if 0 < code < 200:  # an errno of the operating system
+            raise storage_error(OSError(code, os.strerror(code)), f"{doing} (index)") from error
+        raise DamagedIndex(f"the index is damaged, found while {doing} ({error})") from error
+    except MemoryError as error:
+        raise DamagedIndex(f"the index is damaged, found while {doing} (impossible size)") from error
+
+
+def _open_environment(folder: str, *, read_only: bool) -> lmdb.Environment:
+    for map_bytes in (_MAP_BYTES, _SMALL_MAP_BYTES):
+        try:
+            return lmdb.open(
+                folder,
+                map_size=map_bytes,
+                max_dbs=len(_TABLES) + 2,
+                max_readers=_MOST_READERS,
+                mode=0o640,
+                readonly=read_only,
+                lock=not read_only,
+                create=not read_only,
+                readahead=False,
+                meminit=False,
+                lib_version=0,
+            )
+        except lmdb.Error as error:
+            if getattr(error, "code", 0) != errno.ENOMEM or map_bytes == _SMALL_MAP_BYTES:
+                raise
+    raise InternalError("unreachable")
+
+
+class LmdbIndex:
+    """See `repo.index.Index`.
+
+    Args:
+        folder: of the environment; made if `create`.
+        repository: whose index it must be.
+        read_only: for media that can not be written: no locks, no changes.
+    """
+
+    def __init__(
+        self, folder: str, repository: RepositoryId, *, create: bool = False, read_only: bool = False
+    ) -> None:
+        self._folder = folder
+        self._read_only = read_only
+        self._pid = os.getpid()
+        self._closed = False
+        self._known_packs: dict[PackId, int] = {}
+        try:
+            if create:
+                os.makedirs(folder, mode=0o750, exist_ok=True)
+            with _OPEN_LOCK, _translated("opening it"):
+                self._acquire()
+        except OSError as error:
+            raise storage_error(error, f"opening the index {folder}") from error
+        try:
+            with _translated("opening it"):
+                self._prepare(repository, create=create)
+        except BaseException:
+            self.close()
+            raise
+
+    def _acquire(self) -> None:
+        path = os.path.join(self._folder, DATA_FILE)
+        shared = None
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(path)
+            shared = _OPEN.get((status.st_dev, status.st_ino))
+        if shared is None:
+            env = _open_environment(self._folder, read_only=self._read_only)
+            status = os.stat(path)
+            shared = _OPEN[status.st_dev, status.st_ino] = _Shared(env, 0)
+            if not self._read_only:
+                env.reader_check()
+        shared.users += 1
+        self._key = (status.st_dev, status.st_ino)
+        self._env = shared.env
+
+    def _prepare(self, repository: RepositoryId, *, create: bool) -> None:
+        env = self._env
+        if create:
+            for name in _TABLES:
+                env.open_db(name.encode(), create=True)
+            with env.begin(write=True) as txn:
+                meta = env.open_db(b"meta", txn=txn)
+                if txn.get(_REPOSITORY, db=meta) is None:
+                    txn.put(_REPOSITORY, repository, db=meta)
+                    txn.put(_NEXT_PACK, rows.encode_counter(_NEXT_PACK, 1), db=meta)
+                    txn.put(_EPOCH, rows.encode_counter(_EPOCH, 1), db=meta)
+                    empty = PointsDigest(0, bytes(32))
+                    txn.put(_DIGEST, rows.encode_points_digest(_DIGEST, empty), db=meta)
+        try:
+            self._chunks, self._packs, self._points, self._sessions, self._roots, self._meta = (
+                env.open_db(name.encode(), create=False) for name in _TABLES
+            )
+        except lmdb.NotFoundError:
+            raise DamagedIndex("the index lacks a table") from None
+        with env.begin() as txn:
+            if txn.get(_REPOSITORY, db=self._meta) != repository:
+                raise DamagedIndex("the index belongs to another repository, or is damaged")
+            newest = txn.id()
+        if self._head() > newest:
+            raise DamagedIndex("the index is older than the repository's newest restore point")
+
+    def _begin(self, *, write: bool = False) -> lmdb.Transaction[bytes]:
+        if os.getpid() != self._pid:
+            raise InternalError("the index crossed a fork")
+        if self._closed:
+            raise InternalError("the index was used after it was closed")
+        return self._env.begin(write=write)
+
+    # --- lookups
+
+    def lookup(self, ids: Sequence[RecordId]) -> list[Place | None]:
+        """See `Index.lookup`."""
+        with _translated("looking up records"), self._begin() as txn:
+            found = dict(txn.cursor(self._chunks).getmulti(ids))
+        decode = rows.decode_place
+        return [decode(key, value) if (value := found.get(key)) is not None else None for key in ids]
+
+    def scan(self, after: RecordId | None, limit: int) -> list[tuple[RecordId, Place]]:
+        """See `Index.scan`."""
+        result: list[tuple[RecordId, Place]] = []
+        previous = after or b""
+        with _translated("scanning records"), self._begin() as txn:
+            cursor = txn.cursor(self._chunks)
+            more = cursor.set_range(after) if after is not None else cursor.first()
+            if more and after is not None and cursor.key() == after:
+                more = cursor.next()
+            while more and len(result) < limit:
+                key = cursor.key()
+                if key <= previous or len(key) != 32:
+                    raise DamagedIndex("the keys of the index are out of order")
+                result.append((RecordId(key), rows.decode_place(key, cursor.value())))
+                previous = key
+                more = cursor.next()
+        return result
+
+    def packs(self) -> list[PackRow]:
+        """See `Index.packs`."""
+        with _translated("listing packs"), self._begin() as txn:
+            return [rows.decode_pack_row(key, value) for key, value in self._ordered(txn, self._packs)]
+
+    def points(self) -> list[PointRow]:
+        """See `Index.points`."""
+        with _translated("listing restore points"), self._begin() as txn:
+            found = [rows.decode_point_row(key, value) for key, value in self._ordered(txn, self._points)]
+            digest = PointsDigest(0, bytes(32))
+            for row in found:
+                digest = digest.toggled(row.id, 1)
+            if digest != self._digest(txn):
+                raise DamagedIndex("the index does not list all restore points that it should")
+        return found
+
+    def sessions(self) -> list[SessionRow]:
+        """See `Index.sessions`."""
+        with _translated("listing sessions"), self._begin() as txn:
+            return [rows.decode_session_row(key, value) for key, value in self._ordered(txn, self._sessions)]
+
+    def roots(self, session: SessionId) -> Iterator[NodeId]:
+        """See `Index.roots`."""
+        after = bytes(session)
+        while True:
+            with _translated("listing roots"), self._begin() as txn:
+                page = []
+                for key, _ in self._range(txn, session, after):
+                    page.append(key)
+                    if len(page) == _SCAN_ROWS:
+                        break
+            for key in page:
+                yield NodeId(RecordId(key[len(session) :]))
+            if len(page) < _SCAN_ROWS:
+                return
+            after = page[-1] + b"\0"
+
+    def _range(
+        self, txn: lmdb.Transaction[bytes], prefix: bytes, start: bytes
+    ) -> Iterator[tuple[bytes, bytes]]:
+        cursor = txn.cursor(self._roots)
+        more = cursor.set_range(start)
+        previous = b""
+        while more:
+            key = bytes(cursor.key())
+            if not key.startswith(prefix):
+                return
+            if key <= previous:
+                raise DamagedIndex("the keys of the index are out of order")
+            previous = key
+            yield key, b""
+            more = cursor.next()
+
+    @staticmethod
+    def _ordered(txn: lmdb.Transaction[bytes], table: lmdb._Database) -> Iterator[tuple[bytes, bytes]]:
+        """All rows; a tree with broken pointers shows itself by keys that do not grow."""
+        previous = b""
+        for key, value in txn.cursor(table):
+            if key <= previous:
+                raise DamagedIndex("the keys of the index are out of order")
+            previous = key
+            yield key, value
+
+    def figures(self) -> IndexFigures:
+        """See `Index.figures`."""
+        with _translated("counting"), self._begin() as txn:
+            counts = [
+                txn.stat(db)["entries"] for db in (self._chunks, self._packs, self._points, self._sessions)
+            ]
+            used = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+        return IndexFigures(chunks, packs, points, sessions, used)
+
+    # --- changes
+
+    def commit(self, batch: Batch) -> Committed:
+        """See `Index.commit`."""
+        self._check_not_replaced()
+        with _translated("committing"), self._begin(write=True) as txn:
+            try:
+                committed = self._apply(txn, batch)
+            except HoldfastError:
+                txn.abort()
+                raise
+            if committed.gone:
+                txn.abort()
+                return committed
+            number = txn.id()
+        if batch.point is not None:
+            self._write_head(number)
+        return committed
+
+    def _apply(self, txn: lmdb.Transaction[bytes], batch: Batch) -> Committed:
+        if batch.session is not None:
+            self._beat(txn, batch.session, batch.now)
+        gone = self._refresh(txn, sorted(batch.relied))
+        if gone:
+            return Committed(gone=gone)
+        packs = {progress.id: self._pack_row(txn, progress.id, progress.created) for progress in batch.packs}
+        live: dict[PackId, int] = dict.fromkeys(packs, 0)
+        dead: dict[PackId, int] = dict.fromkeys(packs, 0)
+        counts: dict[PackId, int] = dict.fromkeys(packs, 0)
+        duplicates = self._insert(txn, batch.records, packs, live, dead, counts)
+        for progress in batch.packs:
+            row = packs[progress.id]
+            row = replace(
+                row,
+                state=progress.state,
+                committed_bytes=max(row.committed_bytes, progress.committed_bytes),
+                records=row.records + counts[row.id],
+                live_bytes=row.live_bytes + live[row.id],
+                dead_bytes=row.dead_bytes + dead[row.id],
+            )
+            txn.put(rows.pack_key(row.number), rows.encode_pack_row(row), db=self._packs)
+        if batch.session is not None:
+            for leaf in sorted(set(batch.roots)):
+                txn.put(batch.session + leaf, b"", db=self._roots)
+        if batch.point is not None:
+            self._add_point(txn, batch.point)
+        if batch.ends_session and batch.session is not None:
+            txn.delete(batch.session, db=self._sessions)
+        return Committed(duplicates=duplicates, duplicate_bytes=sum(dead.values()))
+
+    def _refresh(self, txn: lmdb.Transaction[bytes], ids: Sequence[RecordId]) -> frozenset[RecordId]:
+        """Renews the epoch of records that are relied on; returns those that no longer exist."""
+        if not ids:
+            return frozenset()
+        epoch = rows.decode_counter(_EPOCH, txn.get(_EPOCH, b"", db=self._meta))
+        found = dict(txn.cursor(self._chunks).getmulti(ids))
+        if len(found) < len(ids):
+            return frozenset(record_id for record_id in ids if record_id not in found)
+        for key, value in found.items():
+            place = rows.decode_place(key, value)
+            if place.epoch != epoch:
+                txn.put(key, rows.encode_place(RecordId(key), place._replace(epoch=epoch)), db=self._chunks)
+        return frozenset()
+
+    def _insert(
+        self,
+        txn: lmdb.Transaction[bytes],
+        records: list[NewRecord],
+        packs: dict[PackId, PackRow],
+        live: dict[PackId, int],
+        dead: dict[PackId, int],
+        counts: dict[PackId, int],
+    ) -> int:
+        epoch = rows.decode_counter(_EPOCH, txn.get(_EPOCH, b"", db=self._meta))
+        duplicates = 0
+        put, encode = txn.put, rows.encode_place
+        for record_id, pack, offset, stored, plain, kind in sorted(records):
+            place = Place(packs[pack].number, offset, stored, plain, epoch, kind)
+            if put(record_id, encode(record_id, place), overwrite=False, db=self._chunks):
+                live[pack] += 72 + stored
+                counts[pack] += 1
+            else:
+                dead[pack] += 72 + stored
+                duplicates += 1
+        return duplicates
+
+    def _pack_row(self, txn: lmdb.Transaction[bytes], pack_id: PackId, created: int) -> PackRow:
+        number = self._numbers(txn).get(pack_id)
+        if number is not None:
+            key = rows.pack_key(number)
+            return rows.decode_pack_row(key, txn.get(key, b"", db=self._packs))
+        number = rows.decode_counter(_NEXT_PACK, txn.get(_NEXT_PACK, b"", db=self._meta))
+        if number >= 2**32:
+            raise StorageError("the repository has used up its pack numbers")
+        txn.put(_NEXT_PACK, rows.encode_counter(_NEXT_PACK, number + 1), db=self._meta)
+        return PackRow(number, pack_id, PackState.OPEN, 0, 0, 0, 0, created, 0)
+
+    def _numbers(self, txn: lmdb.Transaction[bytes]) -> dict[PackId, int]:
+        """Pack id -> number. Rows are only ever added at the end, so what is known is read once."""
+        cursor = txn.cursor(self._packs)
+        more = cursor.set_range(rows.pack_key(max(self._known_packs.values(), default=0) + 1))
+        while more:
+            row = rows.decode_pack_row(cursor.key(), cursor.value())
+            self._known_packs[row.id] = row.number
+            more = cursor.next()
+        return self._known_packs
+
+    def _add_point(self, txn: lmdb.Transaction[bytes], point: PointRow) -> None:
+        if txn.get(point.id, db=self._points) is None:
+            digest = self._digest(txn).toggled(point.id, 1)
+            txn.put(_DIGEST, rows.encode_points_digest(_DIGEST, digest), db=self._meta)
+        txn.put(point.id, rows.encode_point_row(point), db=self._points)
+
+    def _digest(self, txn: lmdb.Transaction[bytes]) -> PointsDigest:
+        return rows.decode_points_digest(_DIGEST, txn.get(_DIGEST, b"", db=self._meta))
+
+    def begin_session(self, row: SessionRow, expire_before: int) -> None:
+        """See `Index.begin_session`."""
+        with _translated("beginning a session"):
+            with self._begin() as txn:
+                expired = [
+                    session.id
+                    for key, value in self._ordered(txn, self._sessions)
+                    if (session := rows.decode_session_row(key, value)).heartbeat < expire_before
+                ]
+            for session_id in expired:
+                self.end_session(session_id)
+            with self._begin(write=True) as txn:
+                for point in row.holds:
+                    value = txn.get(point, db=self._points)
+                    if value is None or rows.decode_point_row(point, value).hidden:
+                        txn.abort()
+                        raise PointNotFound(f"restore point {point.hex()[:12]} does not exist any more")
+                txn.put(row.id, rows.encode_session_row(row), db=self._sessions)
+
+    def heartbeat(self, session: SessionId, now: int) -> None:
+        """See `Index.heartbeat`."""
+        with _translated("renewing a session"), self._begin(write=True) as txn:
+            self._beat(txn, session, now)
+
+    def _beat(self, txn: lmdb.Transaction[bytes], session: SessionId, now: int) -> None:
+        value = txn.get(session, db=self._sessions)
+        if value is None:
+            raise SessionGone(
+                "the session of this command has expired or was ended by somebody else",
+                hint="run the command again; what was stored is found again",
+            )
+        txn.put(
+            session,
+            rows.encode_session_row(rows.decode_session_row(session, value).alive_at(now)),
+            db=self._sessions,
+        )
+
+    def end_session(self, session: SessionId) -> None:
+        """See `Index.end_session`."""
+        with _translated("ending a session"):
+            with self._begin(write=True) as txn:
+                txn.delete(session, db=self._sessions)
+            while True:
+                with self._begin(write=True) as txn:
+                    page = []
+                    for key, _ in self._range(txn, session, bytes(session)):
+                        page.append(key)
+                        if len(page) == _SCAN_ROWS:
+                            break
+                    for key in page:
+                        txn.delete(key, db=self._roots)
+                if len(page) < _SCAN_ROWS:
+                    return
+
+    def set_verified(self, number: int, when: int) -> None:
+        """See `Index.set_verified`."""
+        key = rows.pack_key(number)
+        with _translated("recording a verification"), self._begin(write=True) as txn:
+            value = txn.get(key, db=self._packs)
+            if value is not None:
+                row = replace(rows.decode_pack_row(key, value), verified=when)
+                txn.put(key, rows.encode_pack_row(row), db=self._packs)
+
+    # --- the head file
+
+    def _head(self) -> int:
+        """The newest transaction that changed a point, as far as is known; 0 if nothing is known."""
+        try:
+            with open(os.path.join(self._folder, HEAD_FILE), "rb") as file:
+                return Fields(canonical.decode(file.read(1000)), "the index's head").integer("transaction")
+        except (FileNotFoundError, HoldfastError):
+            return 0
+        except OSError as error:
+            raise storage_error(error, "reading the index's head") from error
+
+    def _write_head(self, transaction: int) -> None:
+        path = os.path.join(self._folder, HEAD_FILE)
+        temporary = f"{path}.{os.getpid()}.{threading.get_ident()}"
+        with contextlib.suppress(OSError):  # it only helps to notice damage; the commit stands
+            with open(temporary, "wb") as file:
+                file.write(canonical.encode({"transaction": transaction}))
+            os.replace(temporary, path)
+
+    def _check_not_replaced(self) -> None:
+        try:
+            status = os.stat(os.path.join(self._folder, DATA_FILE))
+        except OSError:
+            status = None
+        if status is None or (status.st_dev, status.st_ino) != self._key:
+            raise DamagedIndex("the index was removed or replaced while it was in use")
+
+    def close(self) -> None:
+        """See `Index.close`."""
+        if self._closed:
+            return
+        self._closed = True
+        with _OPEN_LOCK:
+            shared = _OPEN.get(self._key)
+            if shared is not None and shared.env is self._env:
+                shared.users -= 1
+                if not shared.users:
+                    del _OPEN[self._key]
+                    if os.getpid() == self._pid:
+                        shared.env.close()

@@ -1,0 +1,333 @@
+"""Where packs are kept: a small Protocol, and its implementation on a local file system.
+
+A pack has exactly one writer in its life. The writer holds it exclusively (a lock of the operating
+system that ends with the process); whoever finds a pack unlocked and not sealed knows that its writer is
+gone, and may adopt it to finish it. A sealed pack never changes, so it maps to one object of an object
+store. This module moves bytes; what they mean is the business of `repo.format.record`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Final, Protocol
+
+from holdfast.errors import DamagedData, InternalError, StorageError, storage_error
+from holdfast.ids import PACK_ID_BYTES, PackId
+
+__all__ = ["LocalPackStore", "PackStore", "PackWriter"]
+
+_MOST_VECTORS: Final = 512
+_OPEN_FILES: Final = 64
+
+
+class PackWriter(Protocol):
+    """An exclusive hold on one pack that is not sealed. Not thread-safe but for `sync`."""
+
+    @property
+    def id(self) -> PackId:
+        """The pack."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Its length in bytes, with all that was appended."""
+        ...
+
+    def append(self, parts: Sequence[bytes]) -> int:
+        """Appends all parts in order and returns the offset of the first.
+
+        Durability: none before `sync`.
+
+        Raises:
+            StorageError: nothing was appended; `length` is unchanged.
+        """
+        ...
+
+    def cut(self, length: int) -> None:
+        """Drops all bytes from `length` on."""
+        ...
+
+    def sync(self) -> None:
+        """Makes everything appended before the call durable, and the pack's existence too.
+
+        May run beside `append`. After a failure the pack must not be appended to any more: the
+        operating system may have dropped what it could not write.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends the hold. May be called twice."""
+        ...
+
+
+class PackStore(Protocol):
+    """A set of packs. Thread-safe."""
+
+    def create(self, pack_id: PackId) -> PackWriter:
+        """A new, empty pack, held exclusively."""
+        ...
+
+    def adopt(self, pack_id: PackId) -> PackWriter | None:
+        """Takes over a pack whose writer is gone; None while there is one, or if there is no pack."""
+        ...
+
+    def read(self, pack_id: PackId, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes from `offset` on.
+
+        Raises:
+            DamagedData: the pack does not exist or ends before.
+            StorageError: it can not be read.
+        """
+        ...
+
+    def length(self, pack_id: PackId) -> int | None:
+        """The pack's length in bytes, or None if it does not exist."""
+        ...
+
+    def ids(self) -> Iterator[PackId]:
+        """All packs, in no particular order."""
+        ...
+
+    def delete(self, pack_id: PackId) -> None:
+        """Removes a pack. It is no error if it does not exist."""
+        ...
+
+    def close(self) -> None:
+        """Releases what is held open."""
+        ...
+
+
+def sync_folder(path: str) -> None:
+    """Makes the entries of a folder durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class _LocalPackWriter:
+    """A pack file, open for appending and locked."""
+
+    def __init__(self, pack_id: PackId, path: str, fd: int, length: int, *, new: bool) -> None:
+        self._id = pack_id
+        self._path = path
+        self._fd = fd
+        self._length = length
+        self._new = new
+        self._failed = False
+
+    @property
+    def id(self) -> PackId:
+        return self._id
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    def append(self, parts: Sequence[bytes]) -> int:
+        if self._failed or self._fd < 0:
+            raise InternalError("a pack was appended to after its writing had failed")
+        start = end = self._length
+        try:
+            for first in range(0, len(parts), _MOST_VECTORS):
+                end = self._write(parts[first : first + _MOST_VECTORS], end)
+        except OSError as error:
+            self.cut(start)
+            raise storage_error(error, f"writing {self._path}") from error
+        self._length = end
+        return start
+
+    def _write(self, parts: Sequence[bytes], offset: int) -> int:
+        total = sum(map(len, parts))
+        written = os.pwritev(self._fd, parts, offset)
+        if written < total:  # a signal, or a disk about to be full: the rest in one piece
+            rest = memoryview(b"".join(parts))[written:]
+            while rest:
+                count = os.pwrite(self._fd, rest, offset + total - len(rest))
+                rest = rest[count:]
+        return offset + total
+
+    def cut(self, length: int) -> None:
+        try:
+            os.ftruncate(self._fd, length)
+        except OSError as error:
+            self._failed = True
+            raise storage_error(error, f"shortening {self._path}") from error
+        self._length = length
+
+    def sync(self) -> None:
+        try:
+            os.fdatasync(self._fd)
+            if self._new:
+                folder = os.path.dirname(self._path)
+                sync_folder(folder)
+                sync_folder(os.path.dirname(folder))
+                self._new = False
+        except OSError as error:
+            self._failed = True
+            raise storage_error(error, f"syncing {self._path}") from error
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class LocalPackStore:
+    """Packs as files `ab/<id>.pack` below a folder, `ab` being the id's first byte.
+
+    Args:
+        folder: must exist.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._readers: OrderedDict[PackId, int] = OrderedDict()
+        self._busy: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def path(self, pack_id: PackId) -> str:
+        """Where a pack is, or would be."""
+        name = pack_id.hex()
+        return os.path.join(self._folder, name[:2], name + ".pack")
+
+    def create(self, pack_id: PackId) -> PackWriter:
+        """See `PackStore.create`."""
+        path = self.path(pack_id)
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(os.path.dirname(path))
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        except OSError as error:
+            raise storage_error(error, f"creating {path}") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            raise storage_error(error, f"locking {path}") from error
+        return _LocalPackWriter(pack_id, path, fd, 0, new=True)
+
+    def adopt(self, pack_id: PackId) -> PackWriter | None:
+        """See `PackStore.adopt`."""
+        path = self.path(pack_id)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise storage_error(error, f"opening {path}") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return _LocalPackWriter(pack_id, path, fd, os.fstat(fd).st_size, new=True)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except OSError as error:
+            os.close(fd)
+            raise storage_error(error, f"locking {path}") from error
+
+    @contextlib.contextmanager
+    def _reader(self, pack_id: PackId) -> Iterator[int]:
+        """A descriptor for reading; it stays open while in use even if the cache drops it."""
+        with self._lock:
+            fd = self._readers.get(pack_id, -1)
+            if fd < 0:
+                try:
+                    fd = os.open(self.path(pack_id), os.O_RDONLY | os.O_CLOEXEC)
+                except FileNotFoundError:
+                    raise DamagedData(f"pack {pack_id.hex()} is missing") from None
+                except OSError as error:
+                    raise storage_error(error, f"opening {self.path(pack_id)}") from error
+                self._readers[pack_id] = fd
+            self._readers.move_to_end(pack_id)
+            self._busy[fd] = self._busy.get(fd, 0) + 1
+        try:
+            yield fd
+        finally:
+            with self._lock:
+                self._busy[fd] -= 1
+                self._trim()
+
+    def _trim(self) -> None:
+        for pack_id in list(self._readers)[: max(0, len(self._readers) - _OPEN_FILES)]:
+            fd = self._readers[pack_id]
+            if not self._busy.get(fd):
+                self._busy.pop(fd, None)
+                del self._readers[pack_id]
+                os.close(fd)
+
+    def read(self, pack_id: PackId, offset: int, length: int) -> bytes:
+        """See `PackStore.read`."""
+        with self._reader(pack_id) as fd:
+            try:
+                data = os.pread(fd, length, offset)
+                while len(data) < length:
+                    more = os.pread(fd, length - len(data), offset + len(data))
+                    if not more:
+                        raise DamagedData(
+                            f"pack {pack_id.hex()} ends at byte {offset + len(data)}, more was expected"
+                        )
+                    data += more
+            except OSError as error:
+                if error.errno == errno.EIO:
+                    raise StorageError(
+                        f"the disk failed to read pack {pack_id.hex()} at byte {offset} ({error.strerror})",
+                        hint="look at the kernel's log and the disk's health",
+                    ) from error
+                raise storage_error(error, f"reading {self.path(pack_id)}") from error
+        return data
+
+    def length(self, pack_id: PackId) -> int | None:
+        """See `PackStore.length`."""
+        try:
+            return os.stat(self.path(pack_id)).st_size
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise storage_error(error, f"looking at {self.path(pack_id)}") from error
+
+    def ids(self) -> Iterator[PackId]:
+        """See `PackStore.ids`. Files with other names are none of our packs and passed over."""
+        try:
+            for folder in sorted(os.listdir(self._folder)):
+                if len(folder) != 2:
+                    continue
+                for name in sorted(os.listdir(os.path.join(self._folder, folder))):
+                    stem, dot, ending = name.partition(".")
+                    if not dot or ending != "pack" or len(stem) != 2 * PACK_ID_BYTES or stem[:2] != folder:
+                        continue
+                    with contextlib.suppress(ValueError):
+                        yield PackId(bytes.fromhex(stem))
+        except OSError as error:
+            raise storage_error(error, f"listing {self._folder}") from error
+
+    def delete(self, pack_id: PackId) -> None:
+        """See `PackStore.delete`."""
+        with self._lock:
+            fd = self._readers.get(pack_id, -1)
+            if fd >= 0 and not self._busy.get(fd):
+                self._busy.pop(fd, None)
+                del self._readers[pack_id]
+                os.close(fd)
+        try:
+            os.unlink(self.path(pack_id))
+            sync_folder(os.path.dirname(self.path(pack_id)))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise storage_error(error, f"removing {self.path(pack_id)}") from error
+
+    def close(self) -> None:
+        """See `PackStore.close`."""
+        with self._lock:
+            for fd in self._readers.values():
+                os.close(fd)
+            self._readers.clear()
+            self._busy.clear()

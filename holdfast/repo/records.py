@@ -1,0 +1,222 @@
+"""Reading records: from ids to verified plaintexts, and from a pack's bytes to its records.
+
+Every plaintext that leaves this module has been proven against its id. Reads are sorted by place and
+neighbouring records are read in one piece.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+from holdfast.errors import DamagedData, InternalError, UnsupportedFormat
+from holdfast.ids import PackId, RecordId
+from holdfast.repo.codec import Opener, strong_hash
+from holdfast.repo.format.record import (
+    PACK_HEADER_BYTES,
+    RECORD_HEADER_BYTES,
+    RECORD_MAGIC,
+    Kind,
+    RecordHeader,
+    decode_record_header,
+)
+from holdfast.repo.index import Index
+from holdfast.repo.packs import PackStore
+from holdfast.units import KIB, MIB
+
+__all__ = ["PackScanner", "RecordReader", "ScannedRecord"]
+
+_MOST_GAP_BYTES: Final = 64 * KIB
+_MOST_READ_BYTES: Final = 4 * MIB
+_SCAN_BYTES: Final = 4 * MIB
+
+
+class RecordReader:
+    """Loads records by id. Thread-safe."""
+
+    def __init__(self, packs: PackStore, index: Index, opener: Opener) -> None:
+        self._packs = packs
+        self._index = index
+        self._opener = opener
+        self._pack_ids: dict[int, PackId] = {}
+        self._lock = threading.Lock()
+
+    def pack_id(self, number: int) -> PackId:
+        """The id of the pack that the index calls by a number.
+
+        Raises:
+            DamagedData: there is no such pack.
+        """
+        found = self._pack_ids.get(number)
+        if found is None:
+            with self._lock:
+                self._pack_ids = {row.number: row.id for row in self._index.packs()}
+            found = self._pack_ids.get(number)
+            if found is None:
+                raise DamagedData(f"the index names pack number {number}, which it does not list")
+        return found
+
+    def load_one(self, record_id: RecordId, kind: Kind) -> bytes:
+        """The plaintext of one record.
+
+        Raises:
+            DamagedData: it is missing or damaged.
+        """
+        return self.load([record_id], kind)[record_id]
+
+    def load(self, ids: Sequence[RecordId], kind: Kind) -> dict[RecordId, bytes]:
+        """The plaintexts of some records, by id.
+
+        Cost: memory for all plaintexts, and `_MOST_READ_BYTES` for the reading.
+
+        Raises:
+            DamagedData: one of them is missing or damaged.
+        """
+        unique = list(dict.fromkeys(ids))
+        wanted: list[tuple[int, int, int, RecordId]] = []
+        for record_id, place in zip(unique, self._index.lookup(unique), strict=True):
+            if place is None:
+                raise DamagedData(
+                    f"{kind.name.lower()} {record_id.hex()[:16]} is in no pack that the index knows"
+                )
+            wanted.append((place.pack, place.offset, place.stored_bytes, record_id))
+        wanted.sort()
+        result: dict[RecordId, bytes] = {}
+        first = 0
+        while first < len(wanted):
+            pack, start, stored, _ = wanted[first]
+            end = start + RECORD_HEADER_BYTES + stored
+            last = first + 1
+            while (
+                last < len(wanted)
+                and wanted[last][0] == pack
+                and wanted[last][1] - end <= _MOST_GAP_BYTES
+                and wanted[last][1] + wanted[last][2] - start <= _MOST_READ_BYTES
+            ):
+                end = wanted[last][1] + RECORD_HEADER_BYTES + wanted[last][2]
+                last += 1
+            self._load_run(wanted[first:last], start, end, kind, result)
+            first = last
+        return result
+
+    def _load_run(
+        self,
+        run: list[tuple[int, int, int, RecordId]],
+        start: int,
+        end: int,
+        kind: Kind,
+        result: dict[RecordId, bytes],
+    ) -> None:
+        pack_id = self.pack_id(run[0][0])
+        data = memoryview(self._packs.read(pack_id, start, end - start))
+        for _, offset, stored, record_id in run:
+            at = offset - start
+            header = decode_record_header(data[at : at + RECORD_HEADER_BYTES], pack_id)
+            if header.id != record_id or header.stored_bytes != stored or header.kind is not kind:
+                raise DamagedData(
+                    f"pack {pack_id.hex()} holds another record at byte {offset} than the index says",
+                    hint="run 'holdfast check --rebuild-index'",
+                )
+            at += RECORD_HEADER_BYTES
+            result[record_id] = self._opener.open(header, data[at : at + stored])
+
+
+class ScannedRecord(NamedTuple):
+    """A record that a scan came upon. A named tuple: there is one per record of a pack."""
+
+    offset: int
+    header: RecordHeader
+    payload: memoryview | None
+
+
+class PackScanner:
+    """Reads a pack from front to back without the index.
+
+    Args:
+        end: where to stop, in bytes.
+        payloads: read payloads too, and yield only records whose strong hash is right; otherwise headers
+            are believed by their checksum and payloads are skipped over.
+
+    After the scan, `damaged` lists the byte ranges (offset, length) that held no acceptable record, and
+    `unknown` counts intact records of kinds that this version does not know.
+    """
+
+    def __init__(self, packs: PackStore, pack_id: PackId, end: int, *, payloads: bool) -> None:
+        self._packs = packs
+        self._pack_id = pack_id
+        self._end = end
+        self._payloads = payloads
+        self._buffer = b""
+        self._buffer_at = 0
+        self.damaged: list[tuple[int, int]] = []
+        self.unknown = 0
+
+    def _bytes(self, offset: int, length: int) -> memoryview:
+        """Up to `length` bytes; fewer at the end."""
+        length = min(length, self._end - offset)
+        if offset < self._buffer_at or offset + length > self._buffer_at + len(self._buffer):
+            size = min(max(length, _SCAN_BYTES if self._payloads else 64 * KIB), self._end - offset)
+            self._buffer = self._packs.read(self._pack_id, offset, size)
+            self._buffer_at = offset
+        at = offset - self._buffer_at
+        return memoryview(self._buffer)[at : at + length]
+
+    def records(self, start: int = PACK_HEADER_BYTES, *, resync: bool = True) -> Iterator[ScannedRecord]:
+        """Yields the acceptable records from `start` on.
+
+        Args:
+            resync: after damage, look for the next record; otherwise stop there, having noted the rest
+                of the range as damaged.
+        """
+        if start < PACK_HEADER_BYTES:
+            raise InternalError("a pack scan began inside of the pack's header")
+        offset = start
+        while offset < self._end:
+            record = self._record(offset)
+            if record is not None:
+                yield record
+                offset += record.header.total_bytes
+                continue
+            if not resync:
+                self.damaged.append((offset, self._end - offset))
+                return
+            following = self._search(offset + 1)
+            self.damaged.append((offset, following - offset))
+            offset = following
+
+    def _record(self, offset: int) -> ScannedRecord | None:
+        try:
+            header = decode_record_header(self._bytes(offset, RECORD_HEADER_BYTES), self._pack_id)
+        except UnsupportedFormat:
+            self.unknown += 1
+            return None
+        except DamagedData:
+            return None
+        if offset + header.total_bytes > self._end:
+            return None
+        if not self._payloads:
+            return ScannedRecord(offset, header, None)
+        payload = self._bytes(offset, header.total_bytes)[RECORD_HEADER_BYTES:]
+        if strong_hash(payload) != header.strong_hash:
+            return None
+        return ScannedRecord(offset, header, payload)
+
+    def _search(self, offset: int) -> int:
+        """Where the next intact header begins, or the end."""
+        while offset < self._end:
+            window = bytes(self._bytes(offset, MIB))
+            found = window.find(RECORD_MAGIC)
+            while found >= 0:
+                try:
+                    decode_record_header(self._bytes(offset + found, RECORD_HEADER_BYTES), self._pack_id)
+                except UnsupportedFormat:
+                    return offset + found
+                except DamagedData:
+                    found = window.find(RECORD_MAGIC, found + 1)
+                else:
+                    return offset + found
+            if len(window) <= len(RECORD_MAGIC):
+                break
+            offset += len(window) - len(RECORD_MAGIC) + 1
+        return self._end
