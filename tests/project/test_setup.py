@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 # what the script itself needs of a system, without Python and without the tools of the tests
-BASE_TOOLS = ["sh", "dirname", "cat", "cut", "sed", "grep", "sha256sum", "rm"]
+BASE_TOOLS = ["sh", "dirname", "cat", "sed", "grep", "sha256sum", "rm"]
 
 
 @pytest.fixture
