@@ -185,11 +185,11 @@ class FileSink:
     def __init__(
         self, final_path: str, size_bytes: int, *, overwrite: bool, mode: int, mtime_ns: int | None = None
     ) -> None:
-        self._final = final_path
+        self._final = posixpath.abspath(final_path)
         self._overwrite = overwrite
         self._mode = mode & 0o777
         self._mtime_ns = mtime_ns
-        self._folder, name = posixpath.split(posixpath.abspath(final_path))
+        self._folder, name = posixpath.split(self._final)
         self._doing = f"writing {printable(final_path)}"
         self._require_free()
         ending = f".holdfast-partial-{secrets.token_hex(6)}"

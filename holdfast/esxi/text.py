@@ -17,8 +17,8 @@ from typing import Final
 __all__ = ["decode", "encode"]
 
 _DECLARED: Final = re.compile(
-    r"^[ \t\ufeff]*\.?encoding[ \t]*=[ \t]*\"?([A-Za-z0-9_.:-]{1,40})\"?[ \t]*\r?$",
-    re.IGNORECASE | re.MULTILINE,
+    r"^[ \t]*\.?encoding[ \t]*=[ \t]*\"?([A-Za-z0-9_.:-]{1,40})\"?[ \t]*\r?$",
+    re.ASCII | re.IGNORECASE | re.MULTILINE,
 )
 _KNOWN: Final = frozenset(
     {

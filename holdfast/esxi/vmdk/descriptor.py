@@ -49,13 +49,13 @@ _HEADING: Final = "# disk descriptorfile"
 Access = Literal["RW", "RDONLY", "NOACCESS"]
 _ACCESS: Final[dict[str, Access]] = {"RW": "RW", "RDONLY": "RDONLY", "NOACCESS": "NOACCESS"}
 
-_EXTENT_START: Final = re.compile(r"(?:RW|RDONLY|NOACCESS)(?:\s|\Z)", re.IGNORECASE)
+_EXTENT_START: Final = re.compile(r"(?:RW|RDONLY|NOACCESS)(?:\s|\Z)", re.ASCII | re.IGNORECASE)
 _EXTENT: Final = re.compile(
     r"(RW|RDONLY|NOACCESS)\s+([0-9]{1,20})\s+([A-Z0-9]+)(?:\s+\"([^\"]+)\"(?:\s+([0-9]{1,20}))?)?(?:\s+\S.*)?\Z",
-    re.IGNORECASE,
+    re.ASCII | re.IGNORECASE,
 )
 _NEWLINE: Final = re.compile(r"\r\n|\r|\n")
-_CID: Final = re.compile(r"[0-9a-f]{1,8}\Z", re.IGNORECASE)
+_CID: Final = re.compile(r"[0-9a-f]{1,8}\Z", re.ASCII | re.IGNORECASE)
 _UUID: Final = re.compile(r"[0-9a-f]{32}\Z")
 _NO_FILE: Final = "ZERO"
 _FLAT_KINDS: Final = ("FLAT", "VMFS")

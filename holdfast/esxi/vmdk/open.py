@@ -23,6 +23,7 @@ from typing import Final, Literal
 
 from holdfast.disk import SECTOR_BYTES, BlockSource, DiskInfo, SourceDisk
 from holdfast.errors import (
+    EmptySource,
     HoldfastError,
     SourceError,
     SourceFormat,
@@ -88,6 +89,7 @@ def open_vmdk(path: str, *, root: str | None = None) -> OpenedVmdk:
         SourceFormat: the descriptor or an extent is malformed, missing, short or out of bounds.
         SourceUnsupported: it is a delta disk, a raw device mapping or the like.
         SourceNotFound, SourceUnreadable: the file can not be opened.
+        EmptySource: the file is empty.
     """
     path = os.path.realpath(path)
     root = os.path.realpath(root) if root is not None else posixpath.dirname(path)
@@ -95,6 +97,8 @@ def open_vmdk(path: str, *, root: str | None = None) -> OpenedVmdk:
     with contextlib.ExitStack() as opened:
         file = RawSource(path, devices=False)
         opened.callback(file.close)
+        if file.size_bytes == 0:
+            raise EmptySource(f"{where} is empty", hint="is it the right file, and complete?")
         kind = kind_of(file)
         if kind == "descriptor":
             disk = _open_described(file, path, root, opened)
@@ -102,8 +106,6 @@ def open_vmdk(path: str, *, root: str | None = None) -> OpenedVmdk:
             disk = _open_sparse(file, path, root)
         else:
             raise _no_disk(kind, path, where)
-        if disk.disk.source.size_bytes == 0:
-            raise SourceFormat(f"{where}: the disk has no sectors")
         opened.pop_all()
     return disk
 
@@ -183,6 +185,7 @@ class _ExtentTable:
         self._identity = descriptor_identity
         self._where = printable(descriptor_path)
         self._files: dict[tuple[int, int], RawSource] = {}
+        self._sparse: set[tuple[int, int]] = set()
         self._used: list[tuple[tuple[int, int], int, int, str]] = []
 
     def add(self, extent: Extent) -> None:
@@ -306,8 +309,9 @@ class _ExtentTable:
 
     def _add_sparse(self, extent: Extent, file: RawSource, name: str) -> None:
         length = extent.sectors * SECTOR_BYTES
-        if any(identity == file.identity for identity, _, _, _ in self._used):
+        if file.identity in self._sparse:
             raise SourceFormat(f"{self._where}: the sparse extent '{name}' occurs twice")
+        self._sparse.add(file.identity)
         sparse = SparseExtent(file, f"{self._where}: extent '{name}'")
         if sparse.size_bytes < length:
             raise SourceFormat(
