@@ -133,6 +133,10 @@ class Opener:
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
 
+    def can_open(self, header: RecordHeader) -> bool:
+        """Whether the keys at hand are of the kind that the record needs."""
+        return bool(header.flags & ENCRYPTED) == (self._keys.cipher is not None)
+
     def open(self, header: RecordHeader, payload: bytes | memoryview) -> bytes:
         """The plaintext of a record, proven to be what its id names.
 

@@ -9,8 +9,9 @@ A repository without encryption has no secret: ids are plain BLAKE3 and the chun
 
 from __future__ import annotations
 
+import hmac
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -32,12 +33,13 @@ __all__ = [
     "add_slot",
     "aead",
     "clear_keys",
-    "new_encryption",
+    "master_fits",
     "new_master_key",
     "remove_slot",
     "replace_slot",
     "secret_keys",
     "unlock",
+    "with_encryption",
 ]
 
 MASTER_KEY_BYTES: Final = 32
@@ -103,6 +105,15 @@ class Keys:
             return RecordId(blake3.blake3(plaintext).digest())
         return RecordId(blake3.blake3(plaintext, derive_key_context=_CONTEXT + f"id of {kind.name}").digest())
 
+    def namer(self, kind: Kind) -> Callable[[bytes | memoryview], RecordId]:
+        """`record_id` of one kind as a function of the plaintext alone, for loops."""
+        if kind is Kind.CHUNK and not self.id_keys:
+            return lambda plaintext: RecordId(blake3.blake3(plaintext).digest())
+        for known, key in self.id_keys:
+            if known is kind:
+                return lambda plaintext: RecordId(blake3.blake3(plaintext, key=key).digest())
+        return lambda plaintext: self.record_id(kind, plaintext)
+
 
 _SECRET_KINDS: Final = (Kind.CHUNK, Kind.NODE, Kind.MANIFEST)
 
@@ -161,11 +172,24 @@ def _new_slot(config: Config, cipher: Cipher, master: bytes, password: str, labe
     return replace(slot, wrapped=wrapped)
 
 
-def new_encryption(
-    config: Config, cipher: Cipher, master: bytes, password: str, label: str, now: int
-) -> Encryption:
-    """The encryption part of a new repository's configuration, with one key slot."""
-    return Encryption(cipher, (_new_slot(config, cipher, master, password, label, now),))
+def key_check(master: bytes) -> bytes:
+    """What the configuration keeps to recognise the master key by."""
+    return derive(master, "key check")[:16]
+
+
+def with_encryption(config: Config, cipher: Cipher, master: bytes, password: str, now: int) -> Config:
+    """The configuration of a new, encrypted repository with one key slot.
+
+    Raises:
+        UsageError: the password is empty.
+    """
+    slot = _new_slot(config, cipher, master, password, "first", now)
+    return replace(config, encryption=Encryption(cipher, key_check(master), (slot,)))
+
+
+def master_fits(config: Config, master: bytes) -> bool:
+    """Whether a master key is the repository's."""
+    return hmac.compare_digest(_encryption(config).key_check, key_check(master))
 
 
 def _encryption(config: Config) -> Encryption:

@@ -37,6 +37,7 @@ from holdfast.errors import (
 from holdfast.ids import NodeId, PackId, RecordId, RepositoryId, SessionId
 from holdfast.repo.format import canonical, rows
 from holdfast.repo.format.canonical import Fields
+from holdfast.repo.format.record import RECORD_HEADER_BYTES
 from holdfast.repo.format.rows import PackRow, PackState, Place, PointRow, PointsDigest, SessionRow
 from holdfast.repo.index import Batch, Committed, IndexFigures, NewRecord
 from holdfast.units import GIB
@@ -281,9 +282,10 @@ class LmdbIndex:
     def figures(self) -> IndexFigures:
         """See `Index.figures`."""
         with _translated("counting"), self._begin() as txn:
-            counts = [
-                txn.stat(db)["entries"] for db in (self._chunks, self._packs, self._points, self._sessions)
-            ]
+            chunks, packs, points, sessions = (
+                txn.stat(table)["entries"]
+                for table in (self._chunks, self._packs, self._points, self._sessions)
+            )
             used = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
         return IndexFigures(chunks, packs, points, sessions, used)
 
@@ -365,11 +367,16 @@ class LmdbIndex:
         put, encode = txn.put, rows.encode_place
         for record_id, pack, offset, stored, plain, kind in sorted(records):
             place = Place(packs[pack].number, offset, stored, plain, epoch, kind)
+            size = RECORD_HEADER_BYTES + stored
             if put(record_id, encode(record_id, place), overwrite=False, db=self._chunks):
-                live[pack] += 72 + stored
+                live[pack] += size
                 counts[pack] += 1
-            else:
-                dead[pack] += 72 + stored
+                continue
+            there = rows.decode_place(record_id, txn.get(record_id, b"", db=self._chunks))
+            if there.epoch != epoch:
+                put(record_id, encode(record_id, there._replace(epoch=epoch)), db=self._chunks)
+            if (there.pack, there.offset) != (place.pack, offset):
+                dead[pack] += size
                 duplicates += 1
         return duplicates
 

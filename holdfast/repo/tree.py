@@ -6,6 +6,8 @@ subtrees have equal ids; walking two trees together descends only where their id
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_right
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Final
@@ -119,11 +121,23 @@ class TreeReader:
             level -= 1
         return node
 
+    def children(self, tree: ContentTree, node: NodeId, level: int, first: int) -> tuple[NodeId, ...]:
+        """The children of the inner node whose subtree begins at segment `first`."""
+        span = FANOUT ** (level - 1)
+        covered = min(segment_count(tree.size_bytes, self.segment_bytes) - first, span * FANOUT)
+        return self._inner(node, level, -(-covered // span)).children
+
     def leaf(self, node: NodeId, length: int) -> Leaf:
         """The leaf of a segment of `length` bytes."""
         if node == HOLE_ID:
             return Leaf((-length,), ())
         return decode_leaf(self._records.load_one(node, Kind.NODE), length)
+
+    @staticmethod
+    def require_length(chunk: bytes, length: int) -> None:
+        """Raises DamagedData if a chunk is not as long as the leaf that lists it says."""
+        if len(chunk) != length:
+            raise DamagedData(f"a leaf gives a chunk {length} bytes, but it has {len(chunk)}")
 
     def data_leaves(self, tree: ContentTree) -> Iterator[tuple[int, NodeId]]:
         """Yields segment number and leaf id of each segment that is no hole, in order."""
@@ -166,7 +180,7 @@ class TreeReader:
             yield first, old, new
             return
         span = FANOUT ** (level - 1)
-        sides = []
+        sides: list[tuple[NodeId, ...]] = []
         for node, total in zip((old, new), totals, strict=True):
             children = -(-min(total - first, span * FANOUT) // span)
             if children <= 0 or node == HOLE_ID:
@@ -193,3 +207,50 @@ class TreeReader:
                 if a[1] != b[1]:
                     yield a[0], a[1], b[1]
                 a, b = next(left, None), next(right, None)
+
+    def differing_ranges(self, old: ContentTree, new: ContentTree) -> Iterator[tuple[int, int]]:
+        """Yields (offset, length) of what differs between two disks, by chunk borders, ascending, merged."""
+        open_start = open_end = -1
+        for segment, left, right in self.differing_leaves(old, new):
+            for start, end in self._differing_parts(old, new, segment, left, right):
+                if start == open_end:
+                    open_end = end
+                    continue
+                if open_end > open_start:
+                    yield open_start, open_end - open_start
+                open_start, open_end = start, end
+        if open_end > open_start:
+            yield open_start, open_end - open_start
+
+    def _differing_parts(
+        self, old: ContentTree, new: ContentTree, segment: int, left: NodeId, right: NodeId
+    ) -> Iterator[tuple[int, int]]:
+        before = self._parts(old, segment, left)
+        after = self._parts(new, segment, right)
+        borders = sorted(before.keys() | after.keys())
+        for start, end in itertools.pairwise(borders):
+            a, b = self._covering(before, start), self._covering(after, start)
+            if a != b:
+                yield start, end
+
+    def _parts(self, tree: ContentTree, segment: int, node: NodeId) -> dict[int, tuple[int, RecordId]]:
+        """Start of each part -> (start, chunk), with holes as `HOLE_ID` and an entry at the end."""
+        start = segment * self.segment_bytes
+        end = start + self.segment_bytes
+        parts: dict[int, tuple[int, RecordId]] = {}
+        if start < tree.size_bytes:
+            leaf = self.leaf(node, segment_length(tree.size_bytes, self.segment_bytes, segment))
+            ids = iter(leaf.ids)
+            for length in leaf.lengths:
+                parts[start] = (start, next(ids)) if length > 0 else (0, HOLE_ID)
+                start += abs(length)
+        if start < end:
+            parts[start] = (0, HOLE_ID)
+        parts[end] = (0, HOLE_ID)
+        return parts
+
+    @staticmethod
+    def _covering(parts: dict[int, tuple[int, RecordId]], offset: int) -> tuple[int, RecordId]:
+        """The part that covers an offset."""
+        starts = sorted(parts)
+        return parts[starts[bisect_right(starts, offset) - 1]]

@@ -84,9 +84,14 @@ class KeySlot:
 
 @dataclass(frozen=True, slots=True)
 class Encryption:
-    """The cipher of all payloads, and the passwords that open it."""
+    """The cipher of all payloads, and the passwords that open it.
+
+    Args:
+        key_check: 16 bytes derived from the master key: tells a wrong master key from the right one.
+    """
 
     cipher: Cipher
+    key_check: bytes
     slots: tuple[KeySlot, ...]
 
 
@@ -139,7 +144,11 @@ def encode_config(config: Config) -> bytes:
         "created": config.created,
         "encryption": None
         if encryption is None
-        else {"cipher": encryption.cipher, "slots": [_slot_json(slot) for slot in encryption.slots]},
+        else {
+            "cipher": encryption.cipher,
+            "key_check": encryption.key_check.hex(),
+            "slots": [_slot_json(slot) for slot in encryption.slots],
+        },
         "features": {"optional": [], "required": []},
         "id": config.id.hex(),
         "pack_bytes": config.pack_bytes,
@@ -230,5 +239,9 @@ def _decode(fields: Fields) -> Config:
         compression=Compression(compression.integer("level", most=22)),
         encryption=None
         if encryption is None
-        else Encryption(cast("Cipher", cipher), tuple(_slot(value) for value in encryption.items("slots"))),
+        else Encryption(
+            cast("Cipher", cipher),
+            encryption.raw("key_check", 16),
+            tuple(_slot(value) for value in encryption.items("slots")),
+        ),
     )

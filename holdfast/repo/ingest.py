@@ -1,0 +1,262 @@
+"""From a machine's disks and files to disk trees: read, cut, hash, classify, compress, append.
+
+Each worker takes a whole segment through all stages, so that the heavy calls run on all cores and a
+segment's plaintext stays in one thread's buffer. A leaf that equals the parent's at the same place costs
+neither an index access nor compression.
+
+When other sessions write to the repository at the same time, a backup begins at another place of the disk
+and goes round: two backups of similar disks then meet each other's committed chunks instead of storing
+the same ones side by side.
+
+Memory: one segment, and its compressed form, for each worker.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, Protocol
+
+from holdfast.chunker import Chunker
+from holdfast.disk import BlockSource
+from holdfast.errors import IntegrityError
+from holdfast.ids import HOLE_ID, ChunkId, NodeId, RecordId
+from holdfast.repo.codec import Sealed, Sealer
+from holdfast.repo.format.manifest import ContentTree
+from holdfast.repo.format.node import Leaf, encode_leaf
+from holdfast.repo.format.record import Kind
+from holdfast.repo.keys import Keys
+from holdfast.repo.parallel import run_parallel
+from holdfast.repo.session import Segment
+from holdfast.repo.tree import LeafTable, TreeReader, build_tree, segment_count, segment_length
+
+__all__ = ["Content", "Ingest", "IngestCounters", "RecordAcceptor"]
+
+_NODES_AT_ONCE: Final = 1024
+_GOLDEN: Final = 0.6180339887498949
+
+
+class RecordAcceptor(Protocol):
+    """Where records go: a `Session`, or a dry run that only counts."""
+
+    def generation(self) -> int:
+        """See `Session.generation`."""
+        ...
+
+    def unknown(self, ids: Sequence[RecordId]) -> set[RecordId]:
+        """See `Session.unknown`."""
+        ...
+
+    def append(self, segment: Segment, generation: int) -> int:
+        """See `Session.append`."""
+        ...
+
+    def flush(self) -> None:
+        """See `Session.flush`."""
+        ...
+
+
+@dataclass(slots=True)
+class IngestCounters:
+    """What has been done so far; see `PointStatistics` for the meaning of each."""
+
+    bytes_total: int = 0
+    bytes_done: int = 0
+    bytes_read: int = 0
+    bytes_new: int = 0
+    chunks_new: int = 0
+    chunks_reused: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+
+@dataclass(slots=True)
+class Content:
+    """One disk or file on its way in.
+
+    Args:
+        parent: the same content in the point that the backup builds upon.
+    """
+
+    source: BlockSource
+    parent: ContentTree | None
+    leaves: LeafTable
+
+
+class _Task(NamedTuple):
+    content: Content
+    segment: int
+
+
+class Ingest:
+    """Takes contents into a repository.
+
+    Args:
+        trees: for the parent's leaves.
+        spread: number of sessions that were at work when this one began.
+        on_progress: called a few times a second from the calling thread.
+    """
+
+    def __init__(
+        self,
+        acceptor: RecordAcceptor,
+        keys: Keys,
+        sealer: Sealer,
+        chunker: Chunker,
+        trees: TreeReader,
+        workers: int,
+        spread: int = 0,
+        on_progress: Callable[[IngestCounters], None] = lambda _counters: None,
+    ) -> None:
+        self._acceptor = acceptor
+        self._keys = keys
+        self._sealer = sealer
+        self._chunker = chunker
+        self._trees = trees
+        self._segment_bytes = trees.segment_bytes
+        self._workers = workers
+        self._spread = spread
+        self._on_progress = on_progress
+        self._lock = threading.Lock()
+        self._buffers = threading.local()
+        self.counters = IngestCounters()
+
+    def content(self, source: BlockSource, parent: ContentTree | None) -> Content:
+        """A content to pass to `run`."""
+        return Content(source, parent, LeafTable(segment_count(source.size_bytes, self._segment_bytes)))
+
+    def run(self, contents: Sequence[Content]) -> list[ContentTree]:
+        """Takes all contents in and returns their trees, in order.
+
+        Raises:
+            SourceError, StorageError: as the source and the session raise them.
+        """
+        self.counters.bytes_total = sum(content.source.size_bytes for content in contents)
+        run_parallel(
+            self._tasks(contents), self._segment, self._workers, lambda: self._on_progress(self.counters)
+        )
+        self._acceptor.flush()  # segments that have to be done again are done before the trees are built
+        trees = [ContentTree(c.source.size_bytes, self._finish(c.leaves)) for c in contents]
+        self._on_progress(self.counters)
+        return trees
+
+    def _tasks(self, contents: Sequence[Content]) -> Iterator[_Task]:
+        for content in contents:
+            first = int(len(content.leaves) * (self._spread * _GOLDEN % 1.0))
+            yield from self._data_segments(content, first, len(content.leaves))
+            yield from self._data_segments(content, 0, first)
+
+    def _data_segments(self, content: Content, first: int, end: int) -> Iterator[_Task]:
+        """The segments in [first, end) that may hold data."""
+        size, segment_bytes = content.source.size_bytes, self._segment_bytes
+        following = first
+        start, stop = first * segment_bytes, min(end * segment_bytes, size)
+        if start >= stop:
+            return
+        for offset, length in content.source.data_extents(start, stop):
+            last = (offset + length - 1) // segment_bytes
+            for segment in range(max(following, offset // segment_bytes), last + 1):
+                self._skipped(content, following, segment)
+                yield _Task(content, segment)
+                following = segment + 1
+        self._skipped(content, following, end)
+
+    def _skipped(self, content: Content, first: int, end: int) -> None:
+        if end > first:
+            stop = min(end * self._segment_bytes, content.source.size_bytes)
+            self.counters.bytes_done += stop - first * self._segment_bytes
+
+    def _buffer(self) -> memoryview:
+        buffer: memoryview | None = getattr(self._buffers, "view", None)
+        if buffer is None:
+            buffer = self._buffers.view = memoryview(bytearray(self._segment_bytes))
+        return buffer
+
+    def _read(self, content: Content, segment: int) -> tuple[memoryview, int]:
+        """The segment's bytes, and how many of them were read rather than known to be zeros."""
+        start = segment * self._segment_bytes
+        length = segment_length(content.source.size_bytes, self._segment_bytes, segment)
+        view = self._buffer()[:length]
+        at = read = 0
+        for offset, size in content.source.data_extents(start, start + length):
+            first = offset - start
+            if first > at:
+                view[at:first] = bytes(first - at)
+            content.source.read_into(offset, view[first : first + size])
+            at = first + size
+            read += size
+        if at < length:
+            view[at:] = bytes(length - at)
+        return view, read
+
+    def _segment(self, task: _Task, *, again: bool = False) -> None:
+        content, segment = task
+        view, read = self._read(content, segment)
+        parts = self._chunker.cut(view)
+        name = self._keys.namer(Kind.CHUNK)
+        pieces: list[memoryview] = []
+        at = 0
+        for part in parts:
+            if part > 0:
+                pieces.append(view[at : at + part])
+            at += abs(part)
+        ids = [ChunkId(name(piece)) for piece in pieces]
+        leaf, plaintext = HOLE_ID, b""
+        new_bytes = new_chunks = 0
+        if ids:
+            plaintext = encode_leaf(Leaf(tuple(parts), tuple(ids)))
+            leaf = NodeId(self._keys.record_id(Kind.NODE, plaintext))
+        content.leaves[segment] = leaf  # before it is stored: doing the segment again may replace it
+        if leaf not in (HOLE_ID, self._parent_leaf(content, segment)):
+            new_bytes, new_chunks = self._store(task, ids, pieces, leaf, plaintext)
+        with self._lock:
+            counters = self.counters
+            if not again:
+                counters.bytes_done += len(view)
+            counters.bytes_read += read
+            counters.bytes_new += new_bytes
+            counters.chunks_new += new_chunks
+            counters.chunks_reused += 0 if again else len(ids) - new_chunks
+
+    def _store(
+        self, task: _Task, ids: list[ChunkId], pieces: list[memoryview], leaf: NodeId, plaintext: bytes
+    ) -> tuple[int, int]:
+        generation = self._acceptor.generation()
+        every: list[RecordId] = [*ids, leaf]
+        unknown = self._acceptor.unknown(every)
+        relied = frozenset(every) - unknown
+        records: list[Sealed] = []
+        for chunk, piece in zip(ids, pieces, strict=True):
+            if chunk in unknown:
+                unknown.discard(chunk)
+                records.append(self._sealer.seal(Kind.CHUNK, chunk, piece))
+        new_chunks = len(records)
+        if leaf in unknown:
+            records.append(self._sealer.seal(Kind.NODE, leaf, plaintext))
+        segment = Segment(records, relied, leaf, lambda: self._segment(task, again=True))
+        return self._acceptor.append(segment, generation), new_chunks
+
+    def _parent_leaf(self, content: Content, segment: int) -> NodeId | None:
+        parent = content.parent
+        if parent is None or segment >= segment_count(parent.size_bytes, self._segment_bytes):
+            return None
+        try:
+            return self._trees.leaf_id(parent, segment)
+        except IntegrityError:
+            content.parent = None  # the parent is damaged: build upon nothing rather than fail
+            return None
+
+    def _finish(self, leaves: LeafTable) -> NodeId:
+        nodes: list[tuple[NodeId, bytes]] = []
+        root = build_tree(leaves, self._keys, nodes)
+        for first in range(0, len(nodes), _NODES_AT_ONCE):
+            self._store_nodes(nodes[first : first + _NODES_AT_ONCE])
+        return root
+
+    def _store_nodes(self, nodes: list[tuple[NodeId, bytes]]) -> None:
+        generation = self._acceptor.generation()
+        unknown = self._acceptor.unknown([node for node, _ in nodes])
+        records = [self._sealer.seal(Kind.NODE, node, text) for node, text in nodes if node in unknown]
+        relied = frozenset(RecordId(node) for node, _ in nodes) - unknown
+        self._acceptor.append(Segment(records, relied, None, lambda: self._store_nodes(nodes)), generation)

@@ -1,0 +1,634 @@
+"""A repository as its users hold it: the surface that the command line and other programs work with.
+
+    with Repository.open("/backup/repo") as repository:
+        for point in repository.points():
+            print(point.short_id, point.manifest.vm_name)
+        with repository.open_disk(point, "web1.vmdk") as disk:
+            disk.seek(1 << 20)
+            data = disk.read(4096)
+
+This module joins the parts and decides nothing that they do not: which index to open, which locks to take,
+in which order things happen. Keys are asked for when they are first needed, never before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time as _time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+from holdfast.chunker import ChunkerParams, make_chunker
+from holdfast.disk import BlockSink, Machine
+from holdfast.errors import IntegrityError, PointNotFound, UsageError, WrongPassword
+from holdfast.ids import PointId, RepositoryId
+from holdfast.repo import keys as key_slots
+from holdfast.repo.backup import (
+    BackupOptions,
+    BackupSummary,
+    DryRun,
+    build_manifest,
+    check_request,
+    matching_contents,
+    vm_identity,
+)
+from holdfast.repo.check import Checker, CheckReport, Finding, missing_from
+from holdfast.repo.codec import Opener, Sealer
+from holdfast.repo.folder import RepositoryFolder
+from holdfast.repo.format.config import Cipher, Compression, Config, KeySlot
+from holdfast.repo.format.manifest import ContentTree, PointStatistics
+from holdfast.repo.format.record import Kind
+from holdfast.repo.format.rows import PackRow, PointRow
+from holdfast.repo.index import Index, IndexFigures
+from holdfast.repo.ingest import Ingest
+from holdfast.repo.keys import Keys
+from holdfast.repo.lease import Lease, new_session_row
+from holdfast.repo.lmdb_index import LmdbIndex
+from holdfast.repo.packs import LocalPackStore
+from holdfast.repo.parallel import default_workers
+from holdfast.repo.points import Point, find_disk, open_point, points_of_vm, resolve_point
+from holdfast.repo.reader import DiskReader
+from holdfast.repo.records import RecordReader
+from holdfast.repo.recover import Rebuilt, adopt_strays, rebuild_index
+from holdfast.repo.restore import RestoreCounters, restore_contents
+from holdfast.repo.session import Session
+from holdfast.repo.tree import TreeReader
+from holdfast.units import MIB
+
+__all__ = ["InitOptions", "Repository", "RepositoryStatistics"]
+
+DEFAULT_SEGMENT_BYTES: Final = 16 * MIB
+DEFAULT_PACK_BYTES: Final = 256 * MIB
+
+Passwords = Callable[[], str]
+Notify = Callable[[str], None]
+
+
+def _say_on_stderr(message: str) -> None:
+    print(message, file=sys.stderr)  # noqa: T201 - the library's default; the command line has its own
+
+
+@dataclass(frozen=True, slots=True)
+class InitOptions:
+    """What a new repository is like; see `Config`."""
+
+    cipher: Cipher | None = None
+    chunker: str = "aligned"
+    chunk_size_bytes: int = 64 << 10
+    compression_level: int = 1
+    segment_bytes: int = DEFAULT_SEGMENT_BYTES
+    pack_bytes: int = DEFAULT_PACK_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryStatistics:
+    """Figures of a repository or of one of its VMs. All sizes in bytes.
+
+    Args:
+        size_bytes: virtual size of all points together.
+        packs_bytes: length of all packs, as committed.
+        live_bytes: of those, records that the index points to.
+        oldest_verification: Unix seconds; 0 if some pack was never verified; None without packs.
+    """
+
+    vms: int
+    points: int
+    size_bytes: int
+    packs: int
+    packs_bytes: int
+    live_bytes: int
+    dead_bytes: int
+    index: IndexFigures
+    oldest_verification: int | None
+
+
+class Repository:
+    """See the module. Not thread-safe, but for the readers that it hands out."""
+
+    def __init__(
+        self, folder: RepositoryFolder, config: Config, password: Passwords | None, notify: Notify
+    ) -> None:
+        self._folder = folder
+        self.config = config
+        self._password = password
+        self._notify = notify
+        self._store = LocalPackStore(folder.packs)
+        self._index_: Index | None = None
+        self._keys_: Keys | None = None
+        self._master: tuple[bytes, KeySlot] | None = None
+        self._records_: RecordReader | None = None
+        self._trees_: TreeReader | None = None
+
+    # --- opening
+
+    @classmethod
+    def init(
+        cls,
+        path: str,
+        options: InitOptions | None = None,
+        *,
+        password: Passwords | str | None = None,
+        notify: Notify = _say_on_stderr,
+    ) -> Repository:
+        """Makes a new repository and opens it.
+
+        Durability: it is on disk on return.
+
+        Raises:
+            RepositoryExists: the place is in use.
+            UsageError: an option is out of bounds, or a password is missing.
+        """
+        options = options or InitOptions()
+        params = ChunkerParams(options.chunker, options.chunk_size_bytes)
+        make_chunker(params)  # refuses what it can not do
+        now = int(_time.time())
+        config = Config(
+            id=RepositoryId(os.urandom(16)),
+            created=now,
+            chunker=options.chunker,
+            chunk_size_bytes=options.chunk_size_bytes,
+            segment_bytes=options.segment_bytes,
+            pack_bytes=options.pack_bytes,
+            compression=Compression(options.compression_level),
+            encryption=None,
+        )
+        source = _password_source(password)
+        master = b""
+        if options.cipher is not None:
+            master = key_slots.new_master_key()
+            text = source() if source else ""
+            config = key_slots.with_encryption(config, options.cipher, master, text, now)
+        folder = RepositoryFolder(path)
+        folder.create(config)
+        repository = cls(folder, config, source, notify)
+        if config.encryption is not None:
+            repository._master = (master, config.encryption.slots[0])
+        try:
+            folder.use_index()
+            index_folder, _ = folder.index_folder(config.id)
+            repository._index_ = LmdbIndex(index_folder, config.id, create=True)
+        except BaseException:
+            repository.close()
+            raise
+        return repository
+
+    @classmethod
+    def open(
+        cls, path: str, *, password: Passwords | str | None = None, notify: Notify = _say_on_stderr
+    ) -> Repository:
+        """Opens a repository. Nothing but its configuration is read yet.
+
+        Args:
+            password: of an encrypted repository, or a function that asks for it.
+            notify: receives sentences that the user should see, such as that the index is rebuilt.
+
+        Raises:
+            NoRepository, UnsupportedFormat, DamagedConfig: as they say.
+        """
+        folder = RepositoryFolder(path)
+        read = folder.read_config()
+        if read.warning:
+            notify(read.warning)
+        return cls(folder, read.config, _password_source(password), notify)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Releases everything. May be called twice."""
+        if self._index_ is not None:
+            self._index_.close()
+            self._index_ = None
+        self._store.close()
+        self._folder.release()
+
+    @property
+    def path(self) -> str:
+        """Where it is."""
+        return self._folder.path
+
+    # --- parts that are opened when they are needed
+
+    def _index(self) -> Index:
+        if self._index_ is None:
+            self._folder.use_index()
+            place, outside = self._folder.index_folder(self.config.id)
+            if not self._folder.index_exists(place):
+                self._notify("the repository has no index; it is rebuilt from the packs")
+                self._rebuild(lambda _done, _total: None)
+                return self._index()
+            writable = outside or self._folder.is_writable()
+            self._index_ = LmdbIndex(place, self.config.id, read_only=not writable)
+            if outside:
+                self._catch_up()
+        return self._index_
+
+    def _catch_up(self) -> None:
+        """Takes into an index that lies outside of the repository what others have added to the packs."""
+        index = self._index()
+        known = {row.id: row for row in index.packs()}
+        present = set(self._store.ids())
+        if known.keys() - present:
+            self._notify("packs have been removed since this index was last used; it is rebuilt")
+            self._rebuild(lambda _done, _total: None)
+            return
+        if self._folder.is_writable():
+            adopt_strays(self._store, index, self._is_complete, int(_time.time()), grown=True)
+
+    def unlock(self) -> Keys:
+        """The keys of the repository; asks for the password if it is the first time.
+
+        Raises:
+            WrongPassword: the password opens nothing, or there is none.
+        """
+        if self._keys_ is None:
+            if self.config.encryption is None:
+                self._keys_ = key_slots.clear_keys()
+            else:
+                self._keys_ = key_slots.secret_keys(self.config.encryption.cipher, self._unlock_master()[0])
+        return self._keys_
+
+    def _unlock_master(self) -> tuple[bytes, KeySlot]:
+        if self._master is None:
+            if self._password is None:
+                raise WrongPassword(
+                    "the repository is encrypted and no password was given",
+                    hint="set HOLDFAST_PASSWORD, HOLDFAST_PASSWORD_FILE or HOLDFAST_PASSWORD_COMMAND",
+                )
+            self._master = key_slots.unlock(self.config, [self._password()])
+        return self._master
+
+    def _reading(self) -> tuple[RecordReader, TreeReader]:
+        if self._records_ is None or self._trees_ is None:
+            self._records_ = RecordReader(self._store, self._index(), Opener(self.unlock()))
+            self._trees_ = TreeReader(self._records_, self.config.segment_bytes)
+        return self._records_, self._trees_
+
+    # --- restore points
+
+    def points(self, vm: str | None = None) -> list[Point]:
+        """The restore points, oldest first; of one VM if its name or UUID is given.
+
+        Raises:
+            PointNotFound: there is no such VM.
+            DamagedIndex: the index does not hold what it should.
+        """
+        opener = Opener(self.unlock())
+        found = [open_point(row, opener) for row in self._index().points() if not row.hidden]
+        if vm is not None:
+            return points_of_vm(found, vm)
+        return sorted(found, key=lambda p: (p.manifest.time, p.manifest.received, p.id))
+
+    def resolve(self, text: str) -> Point:
+        """The point that `VM@latest`, `VM@latest~2`, `VM@TIME` or a unique id prefix names."""
+        return resolve_point(self.points(), text)
+
+    def open_disk(self, point: Point | str, disk: str) -> DiskReader:
+        """A disk of a restore point as a seekable, read-only file.
+
+        Args:
+            disk: name (`web1.vmdk`) or label (`scsi0:0`).
+        """
+        found = self.resolve(point) if isinstance(point, str) else point
+        return self.open_content(find_disk(found, disk).tree)
+
+    def open_content(self, tree: ContentTree) -> DiskReader:
+        """The content of a disk or file as a seekable, read-only file."""
+        records, trees = self._reading()
+        return DiskReader(records, trees, tree)
+
+    @contextlib.contextmanager
+    def holding(self, kind: str, points: Sequence[Point]) -> Iterator[None]:
+        """Keeps restore points from being collected while they are read."""
+        index = self._index()
+        if not self._folder.is_writable():
+            yield
+            return
+        held = tuple(point.id for point in points)
+        lease = Lease(index, new_session_row(kind, int(_time.time()), held), _time.time)
+        lease.begin()
+        try:
+            yield
+        finally:
+            lease.end()
+
+    def restore(
+        self,
+        point: Point,
+        contents: Sequence[tuple[ContentTree, BlockSink]],
+        *,
+        workers: int | None = None,
+        on_progress: Callable[[RestoreCounters], None] = lambda _counters: None,
+    ) -> RestoreCounters:
+        """Writes contents of a point into sinks. Finishing or aborting the sinks is left to the caller."""
+        records, trees = self._reading()
+        with self.holding("restore", [point]):
+            return restore_contents(records, trees, contents, workers or default_workers(), on_progress)
+
+    def changed_ranges(self, old: ContentTree, new: ContentTree) -> Iterator[tuple[int, int]]:
+        """Yields (offset, length) of what differs between two contents, by chunk borders, ascending."""
+        _, trees = self._reading()
+        yield from trees.differing_ranges(old, new)
+
+    # --- backup
+
+    def backup(self, machine: Machine, options: BackupOptions | None = None) -> BackupSummary:
+        """Backs a machine up as a new restore point.
+
+        Durability: the point and all that it needs are on disk on return.
+
+        Raises:
+            SourceError: the machine can not be read; what was stored is found again by the next backup.
+            StorageError: the repository can not be written; likewise.
+        """
+        options = options or BackupOptions()
+        labels = check_request(machine, options)
+        began, now = _time.monotonic(), int(_time.time())
+        keys = self.unlock()
+        index = self._index()
+        _records, trees = self._reading()
+        vm_uuid = vm_identity(machine)
+        parent = self._newest(vm_uuid)
+        sealer = Sealer(keys, self.config.compression.level)
+        params = ChunkerParams(self.config.chunker, self.config.chunk_size_bytes)
+        chunker = make_chunker(params, keys.chunker_seed) if keys.chunker_seed else make_chunker(params)
+        workers = options.workers or default_workers()
+        others = len(index.sessions())
+        if options.dry_run:
+            dry = DryRun(index)
+            ingest = Ingest(dry, keys, sealer, chunker, trees, workers, 0, options.on_progress)
+            self._take_in(ingest, machine, parent)
+            return self._summary(machine, vm_uuid, options.time or now, ingest, dry.stored_bytes, began, None)
+        adopt_strays(self._store, index, self._is_complete, now)
+        session = self._session(sealer, now, parent)
+        try:
+            ingest = Ingest(session, keys, sealer, chunker, trees, workers, others, options.on_progress)
+            contents = self._take_in(ingest, machine, parent)
+            counters = ingest.counters
+            manifest = build_manifest(
+                machine,
+                contents,
+                labels,
+                session=session.row.id,
+                vm_uuid=vm_uuid,
+                time=now if options.time is None else options.time,
+                received=now,
+                segment_bytes=self.config.segment_bytes,
+                chunker=self.config.chunker,
+                chunk_size_bytes=self.config.chunk_size_bytes,
+                parent=parent,
+                statistics=PointStatistics(
+                    bytes_read=counters.bytes_read,
+                    bytes_new=counters.bytes_new,
+                    bytes_stored=session.stored_bytes,
+                    chunks_new=counters.chunks_new,
+                    chunks_reused=counters.chunks_reused,
+                    duration_ms=int((_time.monotonic() - began) * 1000),
+                ),
+            )
+            point = PointId(keys.record_id(Kind.MANIFEST, manifest))
+            session.commit_point(point, manifest)
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first error is the one to report
+                session.close(keep=True)
+            raise
+        session.close(keep=False)
+        when = now if options.time is None else options.time
+        return self._summary(machine, vm_uuid, when, ingest, session.stored_bytes, began, point)
+
+    def _newest(self, vm_uuid: str) -> Point | None:
+        """The newest point of a VM that a backup can build upon: cut the same way as it would be now."""
+        config = self.config
+        fitting = [
+            p
+            for p in self.points()
+            if p.manifest.vm_uuid == vm_uuid
+            and p.manifest.segment_bytes == config.segment_bytes
+            and (p.manifest.chunker, p.manifest.chunk_size_bytes) == (config.chunker, config.chunk_size_bytes)
+        ]
+        return max(fitting, key=lambda p: (p.manifest.received, p.manifest.time), default=None)
+
+    def _session(self, sealer: Sealer, now: int, parent: Point | None) -> Session:
+        def make(holds: tuple[PointId, ...]) -> Session:
+            return Session(
+                self._store,
+                self._index(),
+                sealer,
+                self.config.id,
+                self.config.pack_bytes,
+                new_session_row("backup", now, holds),
+                self._is_complete,
+            )
+
+        session = make((parent.id,) if parent else ())
+        try:
+            session.begin()
+        except PointNotFound:  # forgotten a moment ago
+            session = make(())
+            session.begin()
+        return session
+
+    def _take_in(self, ingest: Ingest, machine: Machine, parent: Point | None) -> list[ContentTree]:
+        sources = [disk.source for disk in machine.disks] + [file.source for file in machine.files]
+        parents = matching_contents(machine, parent)
+        return ingest.run([ingest.content(s, tree) for s, tree in zip(sources, parents, strict=True)])
+
+    @staticmethod
+    def _summary(
+        machine: Machine,
+        vm_uuid: str,
+        time: int,
+        ingest: Ingest,
+        stored_bytes: int,
+        began: float,
+        point: PointId | None,
+    ) -> BackupSummary:
+        counters = ingest.counters
+        return BackupSummary(
+            point=point,
+            vm_name=machine.name,
+            vm_uuid=vm_uuid,
+            time=time,
+            size_bytes=counters.bytes_total,
+            bytes_read=counters.bytes_read,
+            bytes_new=counters.bytes_new,
+            bytes_stored=stored_bytes,
+            chunks_new=counters.chunks_new,
+            chunks_reused=counters.chunks_reused,
+            duration_s=_time.monotonic() - began,
+            warnings=machine.warnings,
+        )
+
+    def _is_complete(self, row: PointRow) -> bool:
+        """Whether a manifest found in a pack has all that it needs."""
+        try:
+            _, trees = self._reading()
+            return not missing_from(open_point(row, Opener(self.unlock())).manifest, trees, self._index())
+        except IntegrityError:
+            return False
+
+    # --- keeping
+
+    def check(
+        self,
+        points: Sequence[Point] | None = None,
+        *,
+        read_data: bool = False,
+        workers: int | None = None,
+        on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+    ) -> CheckReport:
+        """Proves the repository's structure, and with `read_data` every byte; see `repo.check`.
+
+        Args:
+            points: check only what these need; None checks all packs and all points.
+        """
+        index = self._index()
+        opener: Opener | None = None
+        note = ""
+        if self.config.encryption is None or self._password is not None:
+            opener = Opener(self.unlock())
+        else:
+            note = "no password was given: stored bytes were verified, restore points were not"
+        records = RecordReader(self._store, index, opener or Opener(key_slots.clear_keys()))
+        trees = TreeReader(records, self.config.segment_bytes)
+        checker = Checker(
+            self._store, index, records, trees, opener, workers or default_workers(), _time.time, on_progress
+        )
+        if note:
+            checker.report.notes.append(note)
+        if not self._folder.copies_agree():
+            checker.report.findings.append(
+                Finding("config", "the two copies of the configuration differ, or one is missing")
+            )
+        if points is None:
+            checker.check_packs(read_data=read_data)
+        if opener is not None:
+            checked = self.points() if points is None else points
+            checker.check_points(checked, read_data=read_data and points is not None)
+        return checker.report
+
+    def rebuild_index(self, on_progress: Callable[[int, int], None] = lambda _done, _total: None) -> Rebuilt:
+        """Replaces the index by one made from the packs.
+
+        Raises:
+            RepositoryBusy: another process uses the repository.
+        """
+        if self._index_ is not None:
+            self._index_.close()
+            self._index_ = None
+        self._records_ = self._trees_ = None
+        return self._rebuild(on_progress)
+
+    def _rebuild(self, on_progress: Callable[[int, int], None]) -> Rebuilt:
+        if self._index_ is not None:
+            self._index_.close()
+            self._index_ = None
+        place, _ = self._folder.index_folder(self.config.id)
+        keys = self._keys_ or key_slots.clear_keys()
+        self._folder.own_index()
+        try:
+            with self._folder.replacing_index(place) as fresh:
+                index = LmdbIndex(fresh, self.config.id, create=True)
+                try:
+                    rebuilt = rebuild_index(self._store, index, Opener(keys), int(_time.time()), on_progress)
+                finally:
+                    index.close()
+        finally:
+            self._folder.use_index()
+        for problem in rebuilt.problems:
+            self._notify(f"rebuilding the index: {problem}")
+        return rebuilt
+
+    def statistics(self, vm: str | None = None) -> RepositoryStatistics:
+        """Figures of the repository; counts of points are those of one VM if it is given."""
+        points = self.points(vm)
+        packs: list[PackRow] = self._index().packs()
+        return RepositoryStatistics(
+            vms=len({p.manifest.vm_uuid for p in points}),
+            points=len(points),
+            size_bytes=sum(p.manifest.size_bytes for p in points),
+            packs=len(packs),
+            packs_bytes=sum(row.committed_bytes for row in packs),
+            live_bytes=sum(row.live_bytes for row in packs),
+            dead_bytes=sum(row.dead_bytes for row in packs),
+            index=self._index().figures(),
+            oldest_verification=min((row.verified for row in packs), default=None),
+        )
+
+    # --- keys
+
+    def key_slots(self) -> tuple[KeySlot, ...]:
+        """The passwords of the repository, without their secrets."""
+        if self.config.encryption is None:
+            raise UsageError("the repository is not encrypted, so it has no keys")
+        return self.config.encryption.slots
+
+    def current_slot(self) -> KeySlot:
+        """The slot that the given password opens."""
+        return self._unlock_master()[1]
+
+    def add_key(self, password: str, label: str) -> KeySlot:
+        """Adds a password."""
+        master, _ = self._unlock_master()
+        with self._fresh_config():
+            self.config, slot = key_slots.add_slot(self.config, master, password, label, int(_time.time()))
+            self._folder.write_config(self.config)
+        return slot
+
+    def remove_key(self, slot_id: str) -> None:
+        """Removes a password. Whoever has copied the configuration before can still use it."""
+        self._unlock_master()
+        with self._fresh_config():
+            self.config = key_slots.remove_slot(self.config, slot_id)
+            self._folder.write_config(self.config)
+
+    def change_password(self, password: str) -> KeySlot:
+        """Replaces the password that the repository was opened with."""
+        master, slot = self._unlock_master()
+        with self._fresh_config():
+            self.config, new = key_slots.replace_slot(
+                self.config, master, slot.id, password, int(_time.time())
+            )
+            self._folder.write_config(self.config)
+        self._master = (master, new)
+        return new
+
+    def export_key(self) -> bytes:
+        """The master key: with it and the packs everything can be read, whatever becomes of passwords."""
+        return self._unlock_master()[0]
+
+    def import_key(self, master: bytes, password: str, label: str) -> KeySlot:
+        """Adds a password by means of an exported master key, for when every password is lost.
+
+        Raises:
+            WrongPassword: the key is not this repository's.
+        """
+        if not key_slots.master_fits(self.config, master):
+            raise WrongPassword("the exported key is not that of this repository")
+        with self._fresh_config():
+            self.config, slot = key_slots.add_slot(self.config, master, password, label, int(_time.time()))
+            self._folder.write_config(self.config)
+        return slot
+
+    @contextlib.contextmanager
+    def _fresh_config(self) -> Iterator[None]:
+        """Excludes other changes of the configuration, and begins with its newest state."""
+        with self._folder.changing_config():
+            self.config = self._folder.read_config().config
+            yield
+
+
+def _password_source(password: Passwords | str | None) -> Passwords | None:
+    if isinstance(password, str):
+        text = password
+        return lambda: text
+    return password
