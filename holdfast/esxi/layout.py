@@ -118,6 +118,11 @@ def restore_layout(
         taken |= {flat.path, descriptor.path}
         data.append(flat)
         descriptors.append(descriptor)
+    for file in files:
+        if not 0 <= file.size_bytes < 1 << 63:
+            raise DamagedData(
+                f"the file {printable(file.name)} has an impossible size of {file.size_bytes} bytes"
+            )
     contents: list[DiskOutput | TextOutput | FileOutput] = [
         *data,
         *descriptors,

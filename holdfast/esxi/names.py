@@ -69,10 +69,10 @@ def free_name(stem: str, suffix: str, taken: Container[str]) -> str:
     """
     folder, name = posixpath.split(stem)
     name = "".join("_" if c == '"' or not c.isprintable() else c for c in name)
-    middle, last = posixpath.splitext(suffix)
+    middle, dot, last = suffix.rpartition(".")
     number = 1
     while True:
-        ending = f"{middle}{last}" if number == 1 else f"{middle}-{number}{last}"
+        ending = f"{middle}{dot}{last}" if number == 1 else f"{middle}-{number}{dot}{last}"
         room = _NAME_BYTES - len(ending.encode())
         path = posixpath.join(folder, name.encode()[:room].decode(errors="ignore") + ending)
         if path not in taken:

@@ -200,9 +200,9 @@ class FileSink:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
             self._descriptor = os.open(self._temporary, flags, 0o600)
             os.ftruncate(self._descriptor, size_bytes)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             self.abort()
-            raise storage_error(error, self._doing) from None
+            raise self._translated(error) from None
 
     def write(self, offset: int, data: memoryview) -> None:
         """Writes `data` at `offset` bytes. Thread-safe."""
@@ -227,9 +227,7 @@ class FileSink:
             os.close(descriptor)
             _sync_folder(self._folder)
         except (OSError, OverflowError) as error:
-            if isinstance(error, OverflowError):
-                raise StorageError(f"the time of modification is out of range while {self._doing}") from None
-            raise storage_error(error, self._doing) from None
+            raise self._translated(error) from None
 
     def abort(self) -> None:
         """Removes what has been written so far. May be called twice."""
@@ -276,6 +274,11 @@ class FileSink:
         if os.path.lexists(self._final):
             raise self._taken()
         os.rename(self._temporary, self._final)
+
+    def _translated(self, error: OSError | OverflowError) -> StorageError:
+        if isinstance(error, OverflowError):
+            return StorageError(f"a size or time is out of range while {self._doing}")
+        return storage_error(error, self._doing)
 
     def _taken(self) -> DestinationExists:
         return DestinationExists(

@@ -122,13 +122,27 @@ def kind_of(file: BlockSource) -> VmdkKind:
     head = bytearray(min(file.size_bytes, SECTOR_BYTES))
     file.read_into(0, memoryview(head))
     if head.startswith(SPARSE_MAGIC):
-        # descriptorOffset, at byte 28, is 0 in the parts of a split disk.
-        return "sparse" if len(head) < 36 or any(head[28:36]) else "sparse extent"
+        return "sparse" if _has_descriptor(file, bytes(head)) else "sparse extent"
     if head.startswith((_COWD_MAGIC, _SESPARSE_MAGIC)):
         return "redo log"
     if looks_like_descriptor(bytes(head)) and file.size_bytes <= MAX_DESCRIPTOR_BYTES:
         return "descriptor"
     return "data"
+
+
+def _has_descriptor(file: BlockSource, head: bytes) -> bool:
+    """Whether a sparse extent has a descriptor inside. The parts of a split disk have none, or an empty one.
+
+    A header that makes no sense counts as that of a whole disk, so that opening it says what is wrong.
+    """
+    if len(head) < SECTOR_BYTES:
+        return True
+    offset = int.from_bytes(head[28:36], "little") * SECTOR_BYTES
+    if not 0 < offset < file.size_bytes:
+        return offset > 0
+    text = bytearray(min(SECTOR_BYTES, file.size_bytes - offset))
+    file.read_into(offset, memoryview(text))
+    return any(text)
 
 
 def extent_paths(descriptor: Descriptor, path: str) -> tuple[str, ...]:
