@@ -35,8 +35,7 @@ from holdfast.errors import (
     storage_error,
 )
 from holdfast.ids import NodeId, PackId, RecordId, RepositoryId, SessionId
-from holdfast.repo.format import canonical, rows
-from holdfast.repo.format.canonical import Fields
+from holdfast.repo.format import rows
 from holdfast.repo.format.record import RECORD_HEADER_BYTES
 from holdfast.repo.format.rows import PackRow, PackState, Place, PointRow, PointsDigest, SessionRow
 from holdfast.repo.index import Batch, Committed, IndexFigures, NewRecord
@@ -52,6 +51,10 @@ _MOST_READERS: Final = 1024
 _TABLES: Final = ("chunks", "packs", "points", "sessions", "roots", "meta")
 _NEXT_PACK: Final = b"next_pack"
 _EPOCH: Final = b"epoch"
+_HEAD: Final = b"head"
+_VERSION: Final = b"version"
+INDEX_VERSION: Final = 1
+"""Of the tables and their rows; an index of another version is rebuilt from the packs."""
 _DIGEST: Final = b"points"
 _REPOSITORY: Final = b"repository"
 _SCAN_ROWS: Final = 10_000
@@ -165,6 +168,7 @@ class LmdbIndex:
                 meta = env.open_db(b"meta", txn=txn)
                 if txn.get(_REPOSITORY, db=meta) is None:
                     txn.put(_REPOSITORY, repository, db=meta)
+                    txn.put(_VERSION, rows.encode_counter(_VERSION, INDEX_VERSION), db=meta)
                     txn.put(_NEXT_PACK, rows.encode_counter(_NEXT_PACK, 1), db=meta)
                     txn.put(_EPOCH, rows.encode_counter(_EPOCH, 1), db=meta)
                     empty = PointsDigest(0, bytes(32))
@@ -178,6 +182,11 @@ class LmdbIndex:
         with env.begin() as txn:
             if txn.get(_REPOSITORY, db=self._meta) != repository:
                 raise DamagedIndex("the index belongs to another repository, or is damaged")
+            version = rows.decode_counter(_VERSION, txn.get(_VERSION, b"", db=self._meta))
+            if version != INDEX_VERSION:
+                raise DamagedIndex(
+                    f"the index has version {version}, this Holdfast uses version {INDEX_VERSION}"
+                )
             newest = txn.id()
         if self._head() > newest:
             raise DamagedIndex("the index is older than the repository's newest restore point")
@@ -479,7 +488,7 @@ class LmdbIndex:
         """The newest transaction that changed a point, as far as is known; 0 if nothing is known."""
         try:
             with open(os.path.join(self._folder, HEAD_FILE), "rb") as file:
-                return Fields(canonical.decode(file.read(1000)), "the index's head").integer("transaction")
+                return rows.decode_counter(_HEAD, file.read(64))
         except (FileNotFoundError, HoldfastError):
             return 0
         except OSError as error:
@@ -490,7 +499,7 @@ class LmdbIndex:
         temporary = f"{path}.{os.getpid()}.{threading.get_ident()}"
         with contextlib.suppress(OSError):  # it only helps to notice damage; the commit stands
             with open(temporary, "wb") as file:
-                file.write(canonical.encode({"transaction": transaction}))
+                file.write(rows.encode_counter(_HEAD, transaction))
             os.replace(temporary, path)
 
     def _check_not_replaced(self) -> None:

@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import blake3
+
 from holdfast.errors import HoldfastError, InternalError
 from holdfast.ids import NodeId, PackId, PointId, RecordId, RepositoryId
 from holdfast.repo.codec import Sealed, Sealer, strong_hash
@@ -331,7 +333,7 @@ class Session:
                 if r.header.kind is not Kind.TABLE
             ] + entries
         plaintext = encode_table(entries)
-        table_id = RecordId(strong_hash(plaintext) * 2)
+        table_id = RecordId(blake3.blake3(plaintext).digest())
         header = RecordHeader(
             Kind.TABLE, Codec.RAW, 0, len(plaintext), len(plaintext), table_id, strong_hash(plaintext)
         )

@@ -6,10 +6,9 @@ subtrees have equal ids; walking two trees together descends only where their id
 
 from __future__ import annotations
 
-import itertools
-from bisect import bisect_right
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import pairwise
 from typing import Final
 
 from holdfast.errors import DamagedData
@@ -228,8 +227,9 @@ class TreeReader:
         before = self._parts(old, segment, left)
         after = self._parts(new, segment, right)
         borders = sorted(before.keys() | after.keys())
-        for start, end in itertools.pairwise(borders):
-            a, b = self._covering(before, start), self._covering(after, start)
+        a = b = (0, RecordId(HOLE_ID))
+        for start, end in pairwise(borders):
+            a, b = before.get(start, a), after.get(start, b)
             if a != b:
                 yield start, end
 
@@ -248,9 +248,3 @@ class TreeReader:
             parts[start] = (0, HOLE_ID)
         parts[end] = (0, HOLE_ID)
         return parts
-
-    @staticmethod
-    def _covering(parts: dict[int, tuple[int, RecordId]], offset: int) -> tuple[int, RecordId]:
-        """The part that covers an offset."""
-        starts = sorted(parts)
-        return parts[starts[bisect_right(starts, offset) - 1]]

@@ -325,17 +325,23 @@ class SparseExtent:
         return footer
 
     def _entries(self, sector: int, count: int, what: str) -> _U32:
-        return np.frombuffer(self._bytes(sector * SECTOR_BYTES, count * 4, what), "<u4").astype(np.uint32)
+        entries = np.empty(count, "<u4")
+        self._require(sector * SECTOR_BYTES, entries.nbytes, what)
+        self._file.read_into(sector * SECTOR_BYTES, entries.data.cast("B"))
+        return entries.astype(np.uint32, copy=False)
 
     def _bytes(self, offset: int, length: int, what: str) -> bytes:
+        self._require(offset, length, what)
+        data = bytearray(length)
+        self._file.read_into(offset, memoryview(data))
+        return bytes(data)
+
+    def _require(self, offset: int, length: int, what: str) -> None:
         if offset + length > self._file.size_bytes:
             raise SourceFormat(
                 f"{self._where}: {what} is said to lie at byte {offset}, past the end of the file",
                 hint="the file is truncated or damaged: copy it again from where it came",
             )
-        data = bytearray(length)
-        self._file.read_into(offset, memoryview(data))
-        return bytes(data)
 
 
 def _clear(buffer: memoryview) -> None:
