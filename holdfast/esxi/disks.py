@@ -22,7 +22,8 @@ from holdfast.errors import SourceChanged, SourceFormat, SourceNotFound, SourceU
 from holdfast.esxi.names import free_name, printable, stem_of
 from holdfast.esxi.raw import RawSource
 from holdfast.esxi.vmdk.descriptor import parse_descriptor
-from holdfast.esxi.vmdk.open import OpenedVmdk, VmdkKind, extent_paths, kind_of, open_vmdk
+from holdfast.esxi.vmdk.kinds import VmdkKind, kind_of
+from holdfast.esxi.vmdk.open import OpenedVmdk, extent_paths, open_vmdk
 from holdfast.esxi.vmx import Vmx
 
 __all__ = ["FolderDisks", "open_disks"]

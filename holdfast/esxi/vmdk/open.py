@@ -3,10 +3,7 @@
     web1.vmdk (text)           -> FLAT / VMFS / SPARSE / ZERO extents in files beside it
     web1.vmdk (KDMV)           -> itself: monolithicSparse, streamOptimized; the descriptor is inside
 
-Descriptors come from strangers, so the files that they name must be regular files inside of the
-VM's folder, links resolved; no area of a file belongs to a disk twice; a file that is shorter than
-stated is refused. One that is longer is read as far as the descriptor says, as ESXi does, with a
-warning.
+`extents.py` says which files a descriptor may name.
 
 Not done here: delta disks. `_refuse_delta` is where a chain of parents will be joined; until then
 all of them are refused, since their own extents are only a part of the disk.
@@ -19,47 +16,31 @@ import os
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
-from holdfast.disk import SECTOR_BYTES, BlockSource, DiskInfo, SourceDisk
+from holdfast.disk import SECTOR_BYTES, DiskInfo, SourceDisk
 from holdfast.errors import (
     EmptySource,
     HoldfastError,
     SourceError,
     SourceFormat,
-    SourceNotFound,
     SourceUnsupported,
 )
 from holdfast.esxi.names import free_name, printable, stem_of
 from holdfast.esxi.raw import RawSource
 from holdfast.esxi.vmdk.descriptor import (
-    MAX_DESCRIPTOR_BYTES,
     NO_PARENT,
     Descriptor,
-    Extent,
     is_plain_flat,
-    looks_like_descriptor,
     parse_descriptor,
 )
+from holdfast.esxi.vmdk.extents import CONSOLIDATE, ExtentTable, longer
 from holdfast.esxi.vmdk.joined import JoinedSource, Piece
-from holdfast.esxi.vmdk.sparse import SPARSE_MAGIC, SparseExtent
+from holdfast.esxi.vmdk.kinds import VmdkKind, kind_of
+from holdfast.esxi.vmdk.sparse import SparseExtent
 
-__all__ = ["OpenedVmdk", "VmdkKind", "extent_paths", "kind_of", "open_vmdk"]
+__all__ = ["OpenedVmdk", "extent_paths", "open_vmdk"]
 
-VmdkKind = Literal["descriptor", "sparse", "sparse extent", "redo log", "data"]
-"""What a `.vmdk` file is by its first bytes; `data` may be a flat extent or anything else."""
-
-_COWD_MAGIC: Final = b"COWD"
-_SESPARSE_MAGIC: Final = b"\xbe\xba\xfe\xca\x00\x00\x00\x00"
-_UNSUPPORTED_KINDS: Final = {
-    "VMFSSPARSE": "a redo log of a snapshot",
-    "SESPARSE": "a redo log of a snapshot",
-    "VMFSRDM": "a raw device mapping",
-    "VMFSRAW": "a raw device mapping",
-}
-_CONSOLIDATE: Final = (
-    "delta disks are not supported in this version: consolidate or delete the VM's snapshots first"
-)
 _LONGEST_CHAIN: Final = 64
 
 
@@ -110,41 +91,6 @@ def open_vmdk(path: str, *, root: str | None = None) -> OpenedVmdk:
     return disk
 
 
-def kind_of(file: BlockSource) -> VmdkKind:
-    """What the file is by its content.
-
-    A flat extent's content is the guest's, who could write the beginning of a descriptor there: a
-    text of more than a descriptor's size is data.
-
-    Raises:
-        SourceError: it can not be read.
-    """
-    head = bytearray(min(file.size_bytes, SECTOR_BYTES))
-    file.read_into(0, memoryview(head))
-    if head.startswith(SPARSE_MAGIC):
-        return "sparse" if _has_descriptor(file, bytes(head)) else "sparse extent"
-    if head.startswith((_COWD_MAGIC, _SESPARSE_MAGIC)):
-        return "redo log"
-    if looks_like_descriptor(bytes(head)) and file.size_bytes <= MAX_DESCRIPTOR_BYTES:
-        return "descriptor"
-    return "data"
-
-
-def _has_descriptor(file: BlockSource, head: bytes) -> bool:
-    """Whether a sparse extent has a descriptor inside. The parts of a split disk have none, or an empty one.
-
-    A header that makes no sense counts as that of a whole disk, so that opening it says what is wrong.
-    """
-    if len(head) < SECTOR_BYTES:
-        return True
-    offset = int.from_bytes(head[28:36], "little") * SECTOR_BYTES
-    if not 0 < offset < file.size_bytes:
-        return offset > 0
-    text = bytearray(min(SECTOR_BYTES, file.size_bytes - offset))
-    file.read_into(offset, memoryview(text))
-    return any(text)
-
-
 def extent_paths(descriptor: Descriptor, path: str) -> tuple[str, ...]:
     """Real paths of the files that a descriptor at `path` names, whether or not they are allowed."""
     folder = posixpath.dirname(os.path.realpath(path))
@@ -159,7 +105,7 @@ def _open_described(file: RawSource, path: str, root: str, opened: contextlib.Ex
     file.read_into(0, memoryview(data))
     descriptor = parse_descriptor(bytes(data), where)
     _refuse_delta(descriptor, path)
-    table = _ExtentTable(path, root, file.identity)
+    table = ExtentTable(path, root, file.identity)
     opened.callback(table.close)
     for extent in descriptor.extents:
         table.add(extent)
@@ -182,160 +128,9 @@ def _open_sparse(file: RawSource, path: str, root: str) -> OpenedVmdk:
     stated, held = descriptor.sectors * SECTOR_BYTES, extent.size_bytes
     if stated > held:
         raise SourceFormat(f"{where}: the embedded descriptor states {stated} bytes, the header {held}")
-    warnings = () if stated == held else (_longer(where, held, stated),)
+    warnings = () if stated == held else (longer(where, held, stated),)
     source = JoinedSource([Piece(stated, extent)])
     return OpenedVmdk(SourceDisk(_info(path, root, descriptor), source), (path,), warnings)
-
-
-class _ExtentTable:
-    """Collects the pieces of a disk from its descriptor's extents, with all that must be checked."""
-
-    def __init__(self, descriptor_path: str, root: str, descriptor_identity: tuple[int, int]) -> None:
-        self.pieces: list[Piece] = []
-        self.paths: list[str] = []
-        self.warnings: list[str] = []
-        self._path = descriptor_path
-        self._root = root
-        self._identity = descriptor_identity
-        self._where = printable(descriptor_path)
-        self._files: dict[tuple[int, int], RawSource] = {}
-        self._sparse: set[tuple[int, int]] = set()
-        self._used: list[tuple[tuple[int, int], int, int, str]] = []
-
-    def add(self, extent: Extent) -> None:
-        """Opens one extent.
-
-        Raises:
-            SourceFormat, SourceUnsupported: as `open_vmdk` says.
-        """
-        length = extent.sectors * SECTOR_BYTES
-        if extent.access == "NOACCESS":
-            raise SourceUnsupported(
-                f"{self._where}: an extent is marked NOACCESS, so the disk can not be read"
-            )
-        if extent.kind in _UNSUPPORTED_KINDS:
-            what = _UNSUPPORTED_KINDS[extent.kind]
-            hint = _CONSOLIDATE if "SPARSE" in extent.kind else "back up what it maps from within the guest"
-            raise SourceUnsupported(f"{self._where}: the extent {extent.kind} is {what}", hint=hint)
-        if extent.kind == "ZERO":
-            self.pieces.append(Piece(length))
-            return
-        if extent.kind not in ("FLAT", "VMFS", "SPARSE"):
-            raise SourceUnsupported(
-                f"{self._where}: extents of type {printable(extent.kind)} are not supported"
-            )
-        path = self._resolve(extent.file_name)
-        file = self._open(path, extent.file_name)
-        name = printable(extent.file_name)
-        if extent.kind == "SPARSE":
-            self._add_sparse(extent, file, name)
-        else:
-            self._add_flat(extent, file, name)
-
-    def complete(self) -> None:
-        """Checks what only shows when all extents are known.
-
-        Raises:
-            SourceFormat: an area of a file occurs twice in the disk.
-        """
-        self._used.sort()
-        reached = {identity: (end, name) for identity, _, end, name in self._used}
-        for identity, (end, name) in reached.items():
-            held = self._files[identity].size_bytes
-            if held > end:
-                self.warnings.append(_longer(f"{self._where}: the extent '{name}'", held, end))
-        for (identity, _, end, name), (following, start, _, _) in zip(
-            self._used, self._used[1:], strict=False
-        ):
-            if identity == following and start < end:
-                raise SourceFormat(f"{self._where}: two extents overlap in {name}")
-
-    def close(self) -> None:
-        """Closes the files of all extents."""
-        for file in self._files.values():
-            file.close()
-
-    def _resolve(self, name: str) -> str:
-        """The real path of an extent file.
-
-        Raises:
-            SourceFormat: the name leads out of the VM's folder.
-            SourceUnsupported: it is no file name.
-        """
-        shown = printable(name)
-        if "://" in name:
-            raise SourceUnsupported(
-                f"{self._where}: the extent '{shown}' is an object of a storage system, no file"
-            )
-        if name.startswith("/") or ".." in name.split("/"):
-            raise SourceFormat(
-                f"{self._where}: the extent '{shown}' lies outside of the VM's folder",
-                hint="extents must be named relative to the descriptor, without '..'",
-            )
-        try:
-            path = os.path.realpath(posixpath.join(posixpath.dirname(self._path), name))
-        except (OSError, ValueError):
-            raise SourceFormat(f"{self._where}: the extent '{shown}' is no possible file name") from None
-        if not path.startswith(self._root.rstrip("/") + "/"):
-            raise SourceFormat(
-                f"{self._where}: the extent '{shown}' is a link that leads out of the VM's folder",
-                hint="put the extent itself into the folder",
-            )
-        return path
-
-    def _open(self, path: str, name: str) -> RawSource:
-        shown = printable(name)
-        try:
-            file = RawSource(path, devices=False, follow=False)
-        except SourceNotFound:
-            raise SourceFormat(
-                f"{self._where}: the extent '{shown}' is missing",
-                hint=f"put {printable(posixpath.basename(name))} beside the descriptor, where it belongs",
-            ) from None
-        except SourceUnsupported as error:
-            raise SourceFormat(
-                f"{self._where}: the extent '{shown}' is no regular file", hint=error.hint
-            ) from None
-        if file.identity == self._identity:
-            file.close()
-            raise SourceFormat(f"{self._where}: the descriptor names itself as its extent '{shown}', a loop")
-        known = self._files.setdefault(file.identity, file)
-        if known is file:
-            self.paths.append(path)
-        else:
-            file.close()
-        return known
-
-    def _add_flat(self, extent: Extent, file: RawSource, name: str) -> None:
-        start, length = extent.offset_sectors * SECTOR_BYTES, extent.sectors * SECTOR_BYTES
-        if kind_of(file) == "descriptor":
-            raise SourceFormat(
-                f"{self._where}: the extent '{name}' is itself a descriptor, not a disk's data"
-            )
-        if file.size_bytes < start + length:
-            raise SourceFormat(
-                f"{self._where}: the extent '{name}' is too short: it has {file.size_bytes} bytes, "
-                f"but {start + length} are stated",
-                hint="the file is truncated: copy it again from where it came",
-            )
-        self._used.append((file.identity, start, start + length, name))
-        self.pieces.append(Piece(length, file, start))
-
-    def _add_sparse(self, extent: Extent, file: RawSource, name: str) -> None:
-        length = extent.sectors * SECTOR_BYTES
-        if file.identity in self._sparse:
-            raise SourceFormat(f"{self._where}: the sparse extent '{name}' occurs twice")
-        self._sparse.add(file.identity)
-        sparse = SparseExtent(file, f"{self._where}: extent '{name}'")
-        if sparse.size_bytes < length:
-            raise SourceFormat(
-                f"{self._where}: the extent '{name}' is too short: it holds {sparse.size_bytes} bytes, "
-                f"but {length} are stated"
-            )
-        if sparse.size_bytes > length:
-            self.warnings.append(_longer(f"{self._where}: the extent '{name}'", sparse.size_bytes, length))
-        self._used.append((file.identity, 0, file.size_bytes, name))
-        self.pieces.append(Piece(length, sparse))
 
 
 def _refuse_delta(descriptor: Descriptor, path: str) -> None:
@@ -355,7 +150,7 @@ def _refuse_delta(descriptor: Descriptor, path: str) -> None:
             )
         seen.add(ancestor)
     parent = f", of '{printable(descriptor.parent_hint)}'" if descriptor.parent_hint else ""
-    raise SourceUnsupported(f"{printable(path)} is a delta disk{parent}", hint=_CONSOLIDATE)
+    raise SourceUnsupported(f"{printable(path)} is a delta disk{parent}", hint=CONSOLIDATE)
 
 
 def _ancestors(descriptor: Descriptor, path: str) -> Iterator[str]:
@@ -411,16 +206,9 @@ def _info(path: str, root: str, descriptor: Descriptor) -> DiskInfo:
     )
 
 
-def _longer(what: str, held: int, stated: int) -> str:
-    return (
-        f"{what} holds {held} bytes, but only the {stated} that the descriptor states belong to the disk; "
-        "the rest was left out"
-    )
-
-
 def _no_disk(kind: VmdkKind, path: str, where: str) -> SourceError:
     if kind == "redo log":
-        return SourceUnsupported(f"{where} is the redo log of a snapshot", hint=_CONSOLIDATE)
+        return SourceUnsupported(f"{where} is the redo log of a snapshot", hint=CONSOLIDATE)
     if kind == "sparse extent":
         return SourceFormat(
             f"{where} is one extent of a split disk",

@@ -10,7 +10,7 @@ from holdfast.esxi.vmdk.joined import JoinedSource, Piece
 PIECES = st.lists(st.tuples(st.integers(1, 40), st.booleans(), st.integers(0, 20)), min_size=1, max_size=8)
 
 
-@given(PIECES, st.data())
+@given(parts=PIECES, data=st.data())
 def test_any_range_of_any_pieces(
     parts: list[tuple[int, bool, int]], data: st.DataObject, memory, content
 ) -> None:
