@@ -75,18 +75,6 @@ class Segment:
 
 
 @dataclass(slots=True)
-class _Gathering:
-    """A batch that is not committed yet."""
-
-    began: float
-    bytes: int = 0
-    records: list[NewRecord] = field(default_factory=list)
-    ids: set[RecordId] = field(default_factory=set)
-    segments: list[Segment] = field(default_factory=list)
-    sealed: list[PackWriter] = field(default_factory=list)
-
-
-@dataclass(slots=True)
 class _OpenPack:
     """The pack that is being appended to.
 
@@ -100,6 +88,18 @@ class _OpenPack:
     from_offset: int
     entries: list[TableEntry]
     earlier: int
+
+
+@dataclass(slots=True)
+class _Gathering:
+    """A batch that is not committed yet."""
+
+    began: float
+    bytes: int = 0
+    records: list[NewRecord] = field(default_factory=list)
+    ids: set[RecordId] = field(default_factory=set)
+    segments: list[Segment] = field(default_factory=list)
+    sealed: list[_OpenPack] = field(default_factory=list)
 
 
 class Session:
@@ -171,8 +171,8 @@ class Session:
                 self._lease.end()
         finally:
             self._lease.stop()
-            for writer in self._gathering.sealed:
-                writer.close()
+            for pack in self._gathering.sealed:
+                pack.writer.close()
             if self._pack is not None:
                 self._pack.writer.close()
                 self._pack = None
@@ -346,7 +346,7 @@ class Session:
                 encode_pack_footer(footer, pack.writer.id),
             ]
         )
-        self._gathering.sealed.append(pack.writer)
+        self._gathering.sealed.append(pack)
         self._pack = None
 
     # --- committing
@@ -382,7 +382,8 @@ class Session:
             batch, self._gathering = self._gathering, _Gathering(time.monotonic())
             self._committing = batch.ids
             progress = [
-                PackProgress(writer.id, writer.length, PackState.SEALED, 0) for writer in batch.sealed
+                PackProgress(pack.writer.id, pack.writer.length, PackState.SEALED, pack.created)
+                for pack in batch.sealed
             ]
             open_pack = self._pack
             if open_pack is not None:
@@ -395,16 +396,16 @@ class Session:
             with self._lock:
                 self._committing = set()
             return []
-        for writer in batch.sealed:
-            writer.sync()
+        for pack in batch.sealed:
+            pack.writer.sync()
         if open_pack is not None and batch.records:
             open_pack.writer.sync()
         redo = self._commit_batch(batch, progress, point)
         with self._lock:
             self._generation += 1
             self._committing = set()
-        for writer in batch.sealed:
-            writer.close()
+        for pack in batch.sealed:
+            pack.writer.close()
         return redo
 
     def _commit_batch(
