@@ -86,12 +86,12 @@ class Sealer:
 
     Args:
         keys: of the repository.
-        level: of zstd; 0 stores payloads uncompressed.
+        level: of zstd; 0 stores payloads uncompressed. It may be set anew at any time.
     """
 
     def __init__(self, keys: Keys, level: int) -> None:
         self._keys = keys
-        self._level = level
+        self.level = level
         self._pid = os.getpid()
         self._salt = os.urandom(_SALT_BYTES)
         self._numbers = itertools.count()
@@ -104,8 +104,8 @@ class Sealer:
         size = len(plaintext)
         codec = Codec.RAW
         payload: bytes | memoryview = plaintext
-        if self._level:
-            compressed = _CONTEXTS.compressor(self._level).compress(plaintext)
+        if self.level:
+            compressed = _CONTEXTS.compressor(self.level).compress(plaintext)
             if len(compressed) <= size - (size >> 5):
                 payload, codec = compressed, Codec.ZSTD
         if self._keys.cipher is None:

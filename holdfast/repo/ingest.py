@@ -27,6 +27,7 @@ from holdfast.repo.codec import Sealed, Sealer
 from holdfast.repo.format.manifest import ContentTree
 from holdfast.repo.format.node import Leaf, encode_leaf
 from holdfast.repo.format.record import Kind
+from holdfast.repo.governor import LevelGovernor
 from holdfast.repo.keys import Keys
 from holdfast.repo.parallel import run_parallel
 from holdfast.repo.session import Segment
@@ -95,6 +96,7 @@ class Ingest:
     Args:
         trees: for the parent's leaves.
         spread: number of sessions that were at work when this one began.
+        governor: chooses the compression level; None leaves the sealer's as it is.
         on_progress: called a few times a second from the calling thread.
     """
 
@@ -107,6 +109,7 @@ class Ingest:
         trees: TreeReader,
         workers: int,
         spread: int = 0,
+        governor: LevelGovernor | None = None,
         on_progress: Callable[[IngestCounters], None] = lambda _counters: None,
     ) -> None:
         self._acceptor = acceptor
@@ -117,6 +120,7 @@ class Ingest:
         self._segment_bytes = trees.segment_bytes
         self._workers = workers
         self._spread = spread
+        self._governor = governor
         self._on_progress = on_progress
         self._lock = threading.Lock()
         self._buffers = threading.local()
@@ -192,7 +196,9 @@ class Ingest:
 
     def _segment(self, task: _Task, *, again: bool = False) -> None:
         content, segment = task
+        began = time.monotonic()
         view, read = self._read(content, segment)
+        have_read = time.monotonic()
         parts = self._chunker.cut(view)
         name = self._keys.namer(Kind.CHUNK)
         pieces: list[memoryview] = []
@@ -210,6 +216,9 @@ class Ingest:
         content.leaves[segment] = leaf  # before it is stored: doing the segment again may replace it
         if leaf not in (HOLE_ID, self._parent_leaf(content, segment)):
             new_bytes, new_chunks = self._store(task, ids, pieces, leaf, plaintext)
+        if self._governor is not None:
+            self._governor.note(have_read - began, time.monotonic() - have_read)
+            self._sealer.level = self._governor.level
         with self._lock:
             counters = self.counters
             if not again:

@@ -43,6 +43,7 @@ from holdfast.repo.format.config import Cipher, Compression, Config, KeySlot
 from holdfast.repo.format.manifest import ContentTree, PointStatistics
 from holdfast.repo.format.record import Kind
 from holdfast.repo.format.rows import PackRow, PointRow
+from holdfast.repo.governor import LevelGovernor
 from holdfast.repo.index import Index, IndexFigures
 from holdfast.repo.ingest import Ingest
 from holdfast.repo.keys import Keys
@@ -80,6 +81,7 @@ class InitOptions:
     chunker: str = "aligned"
     chunk_size_bytes: int = 64 << 10
     compression_level: int = 1
+    compression_auto: bool = False
     segment_bytes: int = DEFAULT_SEGMENT_BYTES
     pack_bytes: int = DEFAULT_PACK_BYTES
 
@@ -153,7 +155,7 @@ class Repository:
             chunk_size_bytes=options.chunk_size_bytes,
             segment_bytes=options.segment_bytes,
             pack_bytes=options.pack_bytes,
-            compression=Compression(options.compression_level),
+            compression=Compression(options.compression_level, options.compression_auto),
             encryption=None,
         )
         source = _password_source(password)
@@ -362,16 +364,20 @@ class Repository:
         params = ChunkerParams(self.config.chunker, self.config.chunk_size_bytes)
         chunker = make_chunker(params, keys.chunker_seed) if keys.chunker_seed else make_chunker(params)
         workers = options.workers or default_workers()
+        compression = self.config.compression
+        governor = LevelGovernor(compression.level) if compression.auto else None
         others = len(index.sessions())
         if options.dry_run:
             dry = DryRun(index)
-            ingest = Ingest(dry, keys, sealer, chunker, trees, workers, 0, options.on_progress)
+            ingest = Ingest(dry, keys, sealer, chunker, trees, workers, on_progress=options.on_progress)
             self._take_in(ingest, machine, parent)
             return self._summary(machine, vm_uuid, options.time or now, ingest, dry.stored_bytes, began, None)
         adopt_strays(self._store, index, self._is_complete, now)
         session = self._session(sealer, now, parent)
         try:
-            ingest = Ingest(session, keys, sealer, chunker, trees, workers, others, options.on_progress)
+            ingest = Ingest(
+                session, keys, sealer, chunker, trees, workers, others, governor, options.on_progress
+            )
             contents = self._take_in(ingest, machine, parent)
             counters = ingest.counters
             manifest = build_manifest(

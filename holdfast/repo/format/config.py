@@ -43,14 +43,23 @@ _CIPHERS: Final = ("aes256-gcm", "chacha20-poly1305")
 class Compression:
     """How payloads are compressed by default.
 
+    It concerns writers only; each record says for itself how it is compressed.
+
     Args:
         level: of zstd; 0 stands for no compression.
+        auto: a writer may raise the level while its source is the slow part.
     """
 
     level: int
+    auto: bool = False
+
+    @property
+    def name(self) -> str:
+        """`zstd`, `auto` or `none`."""
+        return "none" if not self.level else "auto" if self.auto else "zstd"
 
     def __str__(self) -> str:
-        return f"zstd:{self.level}" if self.level else "none"
+        return f"zstd:{self.level}" if self.name == "zstd" else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +146,7 @@ def encode_config(config: Config) -> bytes:
     encryption = config.encryption
     value: dict[str, Json] = {
         "chunker": {"chunk_size_bytes": config.chunk_size_bytes, "name": config.chunker},
-        "compression": {
-            "level": config.compression.level,
-            "name": "zstd" if config.compression.level else "none",
-        },
+        "compression": {"level": config.compression.level, "name": config.compression.name},
         "created": config.created,
         "encryption": None
         if encryption is None
@@ -222,7 +228,7 @@ def _decode(fields: Fields) -> Config:
     cipher = encryption.text("cipher") if encryption else ""
     if encryption and cipher not in _CIPHERS:
         raise UnsupportedFormat(f"the repository is encrypted with '{cipher}'", hint="use a newer Holdfast")
-    if compression.text("name") not in ("zstd", "none"):
+    if compression.text("name") not in ("zstd", "auto", "none"):
         raise UnsupportedFormat(
             f"the compression '{compression.text('name')}' is unknown", hint="use a newer Holdfast"
         )
@@ -236,7 +242,7 @@ def _decode(fields: Fields) -> Config:
         chunk_size_bytes=chunker.integer("chunk_size_bytes", least=512, most=16 << 20),
         segment_bytes=segment,
         pack_bytes=fields.integer("pack_bytes", least=1 << 20, most=2 << 30),
-        compression=Compression(compression.integer("level", most=22)),
+        compression=Compression(compression.integer("level", most=22), compression.text("name") == "auto"),
         encryption=None
         if encryption is None
         else Encryption(
