@@ -6,7 +6,8 @@ subtrees have equal ids; walking two trees together descends only where their id
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import pairwise
 from typing import Final
@@ -28,7 +29,7 @@ from holdfast.repo.format.record import Kind
 from holdfast.repo.keys import Keys
 from holdfast.repo.records import RecordReader
 
-__all__ = ["LeafTable", "TreeReader", "build_tree", "segment_count", "segment_length"]
+__all__ = ["LeafTable", "TreeReader", "build_tree", "segment_count", "segment_length", "update_tree"]
 
 _CACHED_NODES: Final = 256
 
@@ -84,6 +85,45 @@ def build_tree(leaves: LeafTable, keys: Keys, store: list[tuple[NodeId, bytes]])
     return children[0]
 
 
+def update_tree(
+    trees: TreeReader,
+    old: ContentTree,
+    changed: Mapping[int, NodeId],
+    keys: Keys,
+    store: list[tuple[NodeId, bytes]],
+) -> NodeId:
+    """The root of a disk that differs from `old` only in the leaves of some segments.
+
+    Args:
+        changed: segment number -> new leaf. The disk's size is that of `old`.
+        store: receives the id and plaintext of each new inner node, children before parents.
+
+    Cost: follows the number of changed segments: only the paths to them are read and made anew.
+    """
+    ordered = sorted(changed)
+
+    def rebuilt(node: NodeId, level: int, first: int) -> NodeId:
+        span = FANOUT**level
+        at = bisect_left(ordered, first)
+        if at == len(ordered) or ordered[at] >= first + span:
+            return node
+        if not level:
+            return changed[first]
+        before = trees.children(old, node, level, first)
+        step = span // FANOUT
+        after = tuple(rebuilt(child, level - 1, first + number * step) for number, child in enumerate(before))
+        if after == before:
+            return node
+        if all(child == HOLE_ID for child in after):
+            return HOLE_ID
+        plaintext = encode_inner(Inner(level, after))
+        made = NodeId(keys.record_id(Kind.NODE, plaintext))
+        store.append((made, plaintext))
+        return made
+
+    return rebuilt(old.root, trees.height(old), 0)
+
+
 class TreeReader:
     """Reads disk trees. Thread-safe; keeps a small cache of decoded inner nodes."""
 
@@ -124,7 +164,8 @@ class TreeReader:
         """The children of the inner node whose subtree begins at segment `first`."""
         span = FANOUT ** (level - 1)
         covered = min(segment_count(tree.size_bytes, self.segment_bytes) - first, span * FANOUT)
-        return self._inner(node, level, -(-covered // span)).children
+        count = -(-covered // span)
+        return (HOLE_ID,) * count if node == HOLE_ID else self._inner(node, level, count).children
 
     def leaf(self, node: NodeId, length: int) -> Leaf:
         """The leaf of a segment of `length` bytes."""
