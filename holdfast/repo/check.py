@@ -94,6 +94,10 @@ class CheckReport:
         kinds = {finding.kind for finding in self.findings}
         if self.damaged or "point" in kinds:
             count = len({d.point for d in self.damaged}) or 1
+            if "index" in kinds and "pack" not in kinds:
+                return DamagedIndex(
+                    f"the index is damaged, and {count} restore point{'s' if count > 1 else ''} can not be read through it"
+                )
             return DamagedPoint(
                 f"{count} restore point{'s are' if count > 1 else ' is'} damaged",
                 hint="back the same VM up again: content that is still there is stored anew",
