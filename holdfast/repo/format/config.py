@@ -232,6 +232,9 @@ def _decode(fields: Fields) -> Config:
         raise UnsupportedFormat(
             f"the compression '{compression.text('name')}' is unknown", hint="use a newer Holdfast"
         )
+    level = compression.integer("level", most=22)
+    if bool(level) == (compression.text("name") == "none"):
+        raise DamagedData("name and level of the compression contradict each other")
     segment = fields.integer("segment_bytes", least=1 << 20, most=1 << 30)
     if segment & (segment - 1):
         raise DamagedData("the segment size is no power of two")
@@ -242,7 +245,7 @@ def _decode(fields: Fields) -> Config:
         chunk_size_bytes=chunker.integer("chunk_size_bytes", least=512, most=16 << 20),
         segment_bytes=segment,
         pack_bytes=fields.integer("pack_bytes", least=1 << 20, most=2 << 30),
-        compression=Compression(compression.integer("level", most=22), compression.text("name") == "auto"),
+        compression=Compression(level, compression.text("name") == "auto"),
         encryption=None
         if encryption is None
         else Encryption(

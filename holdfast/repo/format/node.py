@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from holdfast.errors import DamagedData, UnsupportedFormat
@@ -112,6 +113,8 @@ def decode_leaf(data: bytes, segment_bytes: int) -> Leaf:
     lengths = tuple(-(word ^ _HOLE_BIT) if word & _HOLE_BIT else word for word in words)
     if not all(lengths) or sum(map(abs, lengths)) != segment_bytes:
         raise DamagedData("a leaf of a disk tree does not cover its segment")
+    if max(lengths, default=0) <= 0 or any(a < 0 and b < 0 for a, b in pairwise(lengths)):
+        raise DamagedData("a leaf of a disk tree has holes where it may not")
     chunks = sum(1 for length in lengths if length > 0)
     if len(data) != ids_at + chunks * ID_BYTES:
         raise DamagedData("a leaf of a disk tree has a broken length")
@@ -119,6 +122,8 @@ def decode_leaf(data: bytes, segment_bytes: int) -> Leaf:
         ChunkId(RecordId(data[at : at + ID_BYTES]))
         for at in range(ids_at, ids_at + chunks * ID_BYTES, ID_BYTES)
     )
+    if HOLE_ID in ids:
+        raise DamagedData("a leaf of a disk tree names a hole as a chunk")
     return Leaf(lengths, ids)
 
 

@@ -235,6 +235,13 @@ def encode_record_header(header: RecordHeader, pack_id: PackId) -> bytes:
     return head + _CHECK.pack(xxhash.xxh3_64_intdigest(head, _seed(pack_id)))
 
 
+def _unknown(kind: int, codec: int, flags: int) -> UnsupportedFormat:
+    return UnsupportedFormat(
+        f"a record has kind {kind}, codec {codec} and flags {flags:#06x}, not all known to this version",
+        hint="use a newer Holdfast",
+    )
+
+
 def decode_record_header(data: bytes | memoryview, pack_id: PackId) -> RecordHeader:
     """The record header at the start of `data`.
 
@@ -252,10 +259,7 @@ def decode_record_header(data: bytes | memoryview, pack_id: PackId) -> RecordHea
     if stored > MAX_STORED_BYTES or plain > MAX_PLAIN_BYTES:
         raise DamagedData(f"a record header claims {stored} stored and {plain} plain bytes, beyond the limit")
     if kind not in _KINDS or codec not in _CODECS or flags & ~KNOWN_FLAGS:
-        raise UnsupportedFormat(
-            f"a record has kind {kind}, codec {codec} and flags {flags:#06x}, not all known to this version",
-            hint="use a newer Holdfast",
-        )
+        raise _unknown(kind, codec, flags)
     return RecordHeader(Kind(kind), Codec(codec), flags, stored, plain, RecordId(record_id), strong)
 
 
@@ -272,6 +276,7 @@ def decode_table(data: bytes | memoryview) -> list[TableEntry]:
 
     Raises:
         DamagedData: the length is no multiple of an entry's, or an entry is impossible.
+        UnsupportedFormat: an entry has a kind, codec or flag that this version does not know.
     """
     if len(data) % TABLE_ENTRY_BYTES:
         raise DamagedData("a pack's table has a broken length")
@@ -280,13 +285,13 @@ def decode_table(data: bytes | memoryview) -> list[TableEntry]:
     for record_id, offset, stored, plain, kind, codec, flags in _TABLE_ENTRY.iter_unpack(data):
         if (
             offset < end
+            or offset + RECORD_HEADER_BYTES + stored > MAX_PACK_BYTES
             or stored > MAX_STORED_BYTES
             or plain > MAX_PLAIN_BYTES
-            or kind not in _KINDS
-            or codec not in _CODECS
-            or flags & ~KNOWN_FLAGS
         ):
             raise DamagedData("a pack's table has an impossible entry")
+        if kind not in _KINDS or codec not in _CODECS or flags & ~KNOWN_FLAGS:
+            raise _unknown(kind, codec, flags)
         end = offset + RECORD_HEADER_BYTES + stored
         entries.append(
             TableEntry(RecordId(record_id), offset, stored, plain, Kind(kind), Codec(codec), flags)
