@@ -37,6 +37,7 @@ __all__ = [
     "RECORD_HEADER_BYTES",
     "RECORD_MAGIC",
     "STRONG_HASH_BYTES",
+    "TABLE_ENTRY_BYTES",
     "Codec",
     "Kind",
     "PackFooter",
