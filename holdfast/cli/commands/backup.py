@@ -1,0 +1,165 @@
+"""`holdfast backup`: each SOURCE becomes a restore point."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from holdfast.cli.failures import print_failure
+from holdfast.cli.invocation import Invocation
+from holdfast.cli.options import repository_options, workers_option
+from holdfast.cli.output import print_json, say, warn
+from holdfast.cli.progress import progress
+from holdfast.errors import EXIT_WARNINGS, HoldfastError, SourceError, UsageError
+from holdfast.units import format_duration, format_size, format_time, parse_time
+
+if TYPE_CHECKING:
+    from holdfast.repo.backup import BackupOptions, BackupSummary
+    from holdfast.repo.repository import Repository
+
+__all__ = ["command"]
+
+
+def _labels(pairs: tuple[str, ...]) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not key or not separator:
+            raise UsageError(
+                f"'{pair}' is no label", hint="write KEY=VALUE, for example --label reason=nightly"
+            )
+        if key in labels:
+            raise UsageError(f"the label '{key}' is given twice")
+        labels[key] = value
+    return labels
+
+
+@click.command("backup")
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=click.Path())
+@click.option("--vm", metavar="NAME", help="The VM's name, instead of the one that the source has.")
+@click.option(
+    "--label", metavar="KEY=VALUE", multiple=True, help="Attach this to the restore point. Repeatable."
+)
+@click.option("--time", metavar="ISO8601", help="The point in time that the data stands for. [default: now]")
+@click.option(
+    "-n", "--dry-run", is_flag=True, help="Read everything and say what would be stored; store nothing."
+)
+@workers_option
+@repository_options
+@click.pass_obj
+def command(
+    invocation: Invocation,
+    sources: tuple[str, ...],
+    vm: str | None,
+    label: tuple[str, ...],
+    time: str | None,
+    dry_run: bool,
+    workers: int | None,
+) -> None:
+    """Back up VM folders, disk images or block devices.
+
+    SOURCE is the folder of a VM or its .vmx, a single .vmdk, a raw image or a block device. Each one becomes
+    a restore point of its own; if one can not be read, the others are backed up all the same.
+
+    A VM is recognised by the UUID in its .vmx, whatever its name is; a source without one by its name.
+    """
+    from holdfast.repo.backup import BackupOptions
+
+    if vm is not None and len(sources) > 1:
+        raise UsageError("--vm names one VM, but there are several sources", hint="back them up one by one")
+    if vm == "":
+        raise UsageError("--vm is empty")
+    options = BackupOptions(
+        labels=_labels(label),
+        time=None if time is None else parse_time(time),
+        dry_run=dry_run,
+        workers=workers,
+    )
+    failed: HoldfastError | None = None
+    with invocation.open_repository() as repository:
+        for source in sources:
+            try:
+                _back_up(invocation, repository, source, vm, options)
+            except (SourceError, UsageError) as error:
+                if len(sources) == 1:
+                    raise
+                failed = failed or error
+                print_failure(error.message, error.exit_code, error.hint, json=invocation.json)
+    if failed is not None:
+        invocation.exit_code = failed.exit_code
+
+
+def _back_up(
+    invocation: Invocation, repository: Repository, source: str, vm: str | None, options: BackupOptions
+) -> None:
+    import contextlib
+    import dataclasses
+
+    from holdfast.cli.places import refuse_overlap
+    from holdfast.esxi.folder import open_machine
+
+    refuse_overlap(repository.path, source)
+    with contextlib.closing(open_machine(source, name=vm)) as machine:
+        invocation.if_interrupted = (
+            ""
+            if options.dry_run
+            else (
+                "no restore point was made; what was stored so far is found again by the next backup of this VM"
+            )
+        )
+        with progress(invocation, f"backing up {machine.name}") as shown:
+            summary = repository.backup(
+                machine,
+                dataclasses.replace(
+                    options,
+                    on_progress=lambda counters: shown.update(
+                        counters.bytes_done,
+                        counters.bytes_total,
+                        bytes_read=counters.bytes_read,
+                        bytes_new=counters.bytes_new,
+                    ),
+                ),
+            )
+        invocation.if_interrupted = ""
+    if summary.warnings:
+        invocation.exit_code = EXIT_WARNINGS
+    for warning in summary.warnings:
+        warn(invocation, warning)
+    _tell(invocation, source, summary)
+
+
+def _tell(invocation: Invocation, source: str, summary: BackupSummary) -> None:
+    dry_run = summary.point is None
+    if invocation.json:
+        print_json(
+            {
+                "type": "summary",
+                "source": source,
+                "point": summary.point.hex() if summary.point else None,
+                "vm": summary.vm_name,
+                "vm_uuid": summary.vm_uuid,
+                "time": format_time(summary.time),
+                "size_bytes": summary.size_bytes,
+                "bytes_read": summary.bytes_read,
+                "bytes_new": summary.bytes_new,
+                "bytes_stored": summary.bytes_stored,
+                "chunks_new": summary.chunks_new,
+                "chunks_reused": summary.chunks_reused,
+                "duration_s": round(summary.duration_s, 3),
+                "warnings": list(summary.warnings),
+                "dry_run": dry_run,
+            }
+        )
+        return
+    what = f"restore point {summary.point.hex()[:12]}" if summary.point else "dry run, nothing was stored"
+    say(f"{summary.vm_name}: {what}, {format_time(summary.time)}")
+    rate = summary.bytes_read / summary.duration_s if summary.duration_s > 0 else 0
+    say(
+        f"  size {format_size(summary.size_bytes)}, read {format_size(summary.bytes_read)} "
+        f"in {format_duration(summary.duration_s)} ({format_size(int(rate))}/s)"
+    )
+    say(
+        f"  new {format_size(summary.bytes_new)} in {summary.chunks_new} chunks, "
+        f"{summary.chunks_reused} chunks reused; {'would store' if dry_run else 'stored'} {format_size(summary.bytes_stored)}"
+    )

@@ -1,0 +1,118 @@
+"""`holdfast restore`: a restore point becomes files again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from holdfast.cli.invocation import Invocation
+from holdfast.cli.options import repository_options, workers_option
+from holdfast.cli.output import Column, print_json, print_table, say
+from holdfast.cli.progress import progress
+from holdfast.units import format_duration, format_size
+
+if TYPE_CHECKING:
+    from holdfast.cli.restoring import Restored, RestorePlan
+    from holdfast.esxi.layout import RestoreFormat
+    from holdfast.repo.points import Point
+
+__all__ = ["command"]
+
+
+@click.command("restore")
+@click.argument("point")
+@click.argument("dest", type=click.Path())
+@click.option("--disk", metavar="NAME", help="Only this disk, by name or by where it is attached (scsi0:0).")
+@click.option(
+    "--as",
+    "as_",
+    type=click.Choice(["original", "raw", "vmdk"]),
+    default="original",
+    show_default=True,
+    help="How disks are written: as they were, as raw images, or as descriptor and flat .vmdk.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace files that exist, or write onto a block device.")
+@click.option("-n", "--dry-run", is_flag=True, help="Show what would be written, and write nothing.")
+@workers_option
+@repository_options
+@click.pass_obj
+def command(
+    invocation: Invocation,
+    point: str,
+    dest: str,
+    disk: str | None,
+    as_: str,
+    overwrite: bool,
+    dry_run: bool,
+    workers: int | None,
+) -> None:
+    """Write a restore point back.
+
+    A VM is written into the folder DEST, which is made if need be. A single disk is written to the file or
+    block device DEST, or into DEST if that is a folder or ends in '/'. No file shows under its name before it is
+    complete, and nothing is left behind by a restore that fails.
+    """
+    from holdfast.cli.restoring import carry_out, plan_restore
+
+    with invocation.open_repository() as repository:
+        found = repository.resolve(point)
+        plan = plan_restore(
+            repository.path, found, dest, disk=disk, as_=cast("RestoreFormat", as_), overwrite=overwrite
+        )
+        if dry_run:
+            _tell_plan(invocation, found, plan)
+            return
+        invocation.if_interrupted = "unfinished files were removed"
+        with progress(invocation, f"restoring {found.manifest.vm_name}") as shown:
+            restored = carry_out(repository, found, plan, shown, workers)
+    _tell(invocation, found, plan, restored)
+
+
+def _tell_plan(invocation: Invocation, point: Point, plan: RestorePlan) -> None:
+    if invocation.json:
+        print_json(
+            {
+                "type": "summary",
+                "point": point.id.hex(),
+                "vm": point.manifest.vm_name,
+                "dest": plan.root,
+                "files": [{"path": o.path, "size_bytes": o.size_bytes} for o in plan.outputs],
+                "size_bytes": plan.size_bytes,
+                "bytes_written": 0,
+                "duration_s": 0.0,
+                "dry_run": True,
+            }
+        )
+        return
+    say(f"would restore {point.manifest.vm_name} (restore point {point.short_id}):")
+    print_table(
+        [Column("FILE"), Column("SIZE", right=True)],
+        [(output.path, format_size(output.size_bytes)) for output in plan.outputs],
+    )
+
+
+def _tell(invocation: Invocation, point: Point, plan: RestorePlan, restored: Restored) -> None:
+    if invocation.json:
+        print_json(
+            {
+                "type": "summary",
+                "point": point.id.hex(),
+                "vm": point.manifest.vm_name,
+                "dest": plan.root,
+                "files": [{"path": o.path, "size_bytes": o.size_bytes} for o in plan.outputs],
+                "size_bytes": plan.size_bytes,
+                "bytes_written": restored.bytes_written,
+                "duration_s": round(restored.duration_s, 3),
+                "dry_run": False,
+            }
+        )
+        return
+    count = len(plan.outputs)
+    where = plan.outputs[0].path if count == 1 else plan.root
+    rate = restored.bytes_written / restored.duration_s if restored.duration_s > 0 else 0
+    say(f"restored {point.manifest.vm_name} (restore point {point.short_id}) to {where}")
+    say(
+        f"  {count} file{'' if count == 1 else 's'}, size {format_size(plan.size_bytes)}, written "
+        f"{format_size(restored.bytes_written)} in {format_duration(restored.duration_s)} ({format_size(int(rate))}/s)"
+    )

@@ -1,0 +1,72 @@
+"""`holdfast stats`: how much is stored, and how well it is deduplicated."""
+
+from __future__ import annotations
+
+import click
+
+from holdfast.cli.invocation import Invocation
+from holdfast.cli.options import repository_options
+from holdfast.cli.output import print_facts, print_json
+from holdfast.units import format_size, format_time
+
+__all__ = ["command"]
+
+
+@click.command("stats")
+@click.option("--vm", metavar="NAME", help="Count the restore points of this VM only, by name or UUID.")
+@repository_options
+@click.pass_obj
+def command(invocation: Invocation, vm: str | None) -> None:
+    """Show how much is stored, and how well it is deduplicated.
+
+    The ratio is that of the size of all restore points, holes included, to what their data takes in the packs:
+    what holes, deduplication and compression save together.
+    """
+    with invocation.open_repository() as repository:
+        points = repository.points(vm)
+        figures = repository.statistics(vm)
+    stored = sum(point.manifest.statistics.bytes_stored for point in points)
+    taken = stored if vm is not None else figures.live_bytes
+    ratio = figures.size_bytes / taken if taken else None
+    if invocation.json:
+        verified = figures.oldest_verification
+        print_json(
+            {
+                "vms": figures.vms,
+                "points": figures.points,
+                "size_bytes": figures.size_bytes,
+                "stored_bytes_added": stored,
+                "ratio": None if ratio is None else round(ratio, 3),
+                "packs": figures.packs,
+                "packs_bytes": figures.packs_bytes,
+                "live_bytes": figures.live_bytes,
+                "dead_bytes": figures.dead_bytes,
+                "index_records": figures.index.records,
+                "index_bytes": figures.index.used_bytes,
+                "sessions": figures.index.sessions,
+                "oldest_verification": format_time(verified) if verified else None,
+            }
+        )
+        return
+    whose = " (of this VM)" if vm is not None else ""
+    print_facts(
+        [
+            ("VMs", str(figures.vms)),
+            (f"restore points{whose}", str(figures.points)),
+            (f"their size{whose}", format_size(figures.size_bytes)),
+            (f"stored for them{whose}", format_size(stored)),
+            (f"ratio{whose}", "-" if ratio is None else f"{ratio:.1f} to 1"),
+            ("packs", f"{figures.packs}, {format_size(figures.packs_bytes)}"),
+            ("  in use", format_size(figures.live_bytes)),
+            ("  no longer in use", format_size(figures.dead_bytes)),
+            ("index", f"{figures.index.records} records, {format_size(figures.index.used_bytes)}"),
+            ("sessions", str(figures.index.sessions)),
+            ("all bytes verified", _verified(figures.oldest_verification)),
+        ]
+    )
+
+
+def _verified(unix_s: int | None) -> str:
+    if unix_s is None:
+        return "nothing is stored yet"
+    return f"since {format_time(unix_s)}" if unix_s else "not all of them yet: holdfast check --read-data"

@@ -1,0 +1,62 @@
+"""Where the `holdfast` command begins and ends: one command in, one exit code out.
+
+Nothing escapes from here: every exception becomes a sentence and an exit code (`failures`). `main` runs the
+command in a process of its own under a supervisor; `run` does so in this process, for tests and programs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+
+from holdfast.cli.failures import report
+from holdfast.cli.invocation import Invocation
+
+__all__ = ["main", "run"]
+
+
+def main() -> int:
+    """Runs the command that the process was started with; returns its exit code."""
+    from holdfast.cli.supervise import supervise
+
+    arguments = sys.argv[1:]
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    return supervise(lambda: run(arguments), json="--json" in arguments)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command in this process; returns its exit code, and raises nothing.
+
+    Args:
+        arguments: what follows the program's name.
+    """
+    invocation = Invocation(json="--json" in arguments)
+    try:
+        code = _run(list(arguments), invocation)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BaseException as error:  # noqa: BLE001 - this is the place where everything ends
+        code = report(error, invocation)
+        if isinstance(error, BrokenPipeError):
+            _give_stdout_up()
+    return code
+
+
+def _run(arguments: list[str], invocation: Invocation) -> int:
+    from holdfast.cli.app import app
+
+    with app.make_context("holdfast", arguments, obj=invocation) as context:
+        app.invoke(context)
+    return invocation.exit_code
+
+
+def _give_stdout_up() -> None:
+    """Nobody reads it any more; the interpreter must not fail on it again when it ends."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())
+        os.close(nothing)

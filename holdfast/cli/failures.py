@@ -1,0 +1,102 @@
+"""The end of a command that did not go well: what the user is told, and the exit code.
+
+A sentence on stderr, and a hint below it where there is one; with `--json` one JSON object instead. A
+traceback only with HOLDFAST_DEBUG=1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING, Final
+
+from holdfast.errors import EXIT_INTERRUPTED, HoldfastError, InternalError, UsageError, storage_error
+
+if TYPE_CHECKING:
+    from holdfast.cli.invocation import Invocation
+
+__all__ = ["EXIT_BROKEN_PIPE", "debugging", "print_failure", "report"]
+
+EXIT_BROKEN_PIPE: Final = 141
+"""What a shell reports of a program that SIGPIPE ended; no failure of ours."""
+
+
+def debugging() -> bool:
+    """Whether tracebacks are wanted."""
+    return os.environ.get("HOLDFAST_DEBUG", "") not in ("", "0")
+
+
+def report(error: BaseException, invocation: Invocation) -> int:
+    """Tells the user what ended the command; returns the exit code."""
+    if debugging() and not isinstance(error, BrokenPipeError | SystemExit):
+        import traceback
+
+        traceback.print_exception(error)
+    if isinstance(error, BrokenPipeError):
+        return EXIT_BROKEN_PIPE
+    code, message, hint = _explained(error, invocation)
+    if message:
+        print_failure(message, code, hint, json=invocation.json)
+    return code
+
+
+def _explained(error: BaseException, invocation: Invocation) -> tuple[int, str, str]:
+    if isinstance(error, HoldfastError):
+        return error.exit_code, error.message, error.hint
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED, "interrupted", invocation.if_interrupted
+    if isinstance(error, OSError):
+        place = f"using {error.filename}" if isinstance(error.filename, str) else "running the command"
+        translated = storage_error(error, place)
+        return translated.exit_code, translated.message, translated.hint
+    if isinstance(error, MemoryError):
+        return 1, "there is not enough memory", "close other programs, or use fewer --workers"
+    if isinstance(error, SystemExit):
+        return (error.code if isinstance(error.code, int) else 1), "", ""
+    explained = _of_click(error)
+    if explained is not None:
+        return explained
+    internal = InternalError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+    return internal.exit_code, internal.message, f"{internal.hint} (HOLDFAST_DEBUG=1 shows where it happened)"
+
+
+def _of_click(error: BaseException) -> tuple[int, str, str] | None:
+    """What an exception of the library that reads the command line means."""
+    if not type(error).__module__.startswith("click"):
+        return None
+    import click
+
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code, "", ""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        with contextlib.suppress(BrokenPipeError):
+            print(error.ctx.get_help() if error.ctx else error.format_message(), file=sys.stderr)
+        return UsageError.exit_code, "", ""
+    if isinstance(error, click.UsageError):
+        command = error.ctx.command_path if error.ctx else "holdfast"
+        message = error.format_message().rstrip(".")
+        return (
+            UsageError.exit_code,
+            message[:1].lower() + message[1:],
+            f"'{command} --help' shows what is possible",
+        )
+    if isinstance(error, click.ClickException):
+        return UsageError.exit_code, error.format_message(), ""
+    if isinstance(error, click.Abort):
+        return EXIT_INTERRUPTED, "interrupted", ""
+    return None
+
+
+def print_failure(message: str, code: int, hint: str, *, json: bool) -> None:
+    """Puts a failure on stderr."""
+    from holdfast.cli.output import as_json, shown
+
+    if json:
+        text = as_json({"type": "error", "code": code, "message": message, "hint": hint})
+    else:
+        text = f"holdfast: {shown(message)}" + (f"\n  hint: {shown(hint)}" if hint else "")
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,91 @@
+"""What one run of the command line was told, before any command of it looks at its own options.
+
+Order of precedence everywhere: command line, then environment, then configuration file.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from holdfast.cli.settings import Settings
+from holdfast.errors import UsageError
+
+if TYPE_CHECKING:
+    from holdfast.repo.repository import Repository
+
+__all__ = ["Invocation", "local_path"]
+
+
+@dataclass(slots=True)
+class Invocation:
+    """One run. Filled while the command line is read, from left to right.
+
+    Args:
+        json: print JSON.
+        repository: `-r`; None if it was not given.
+        password_file, password_command: likewise.
+        settings: what the configuration file says.
+        exit_code: of a command that ends without an exception.
+        if_interrupted: what the user should know when Ctrl-C ends the command now.
+    """
+
+    json: bool = False
+    repository: str | None = None
+    password_file: str | None = None
+    password_command: str | None = None
+    settings: Settings = field(default_factory=Settings)
+    exit_code: int = 0
+    if_interrupted: str = ""
+
+    def repository_path(self) -> str:
+        """The path of the repository that is meant.
+
+        Raises:
+            UsageError: none was named, or it is no path.
+        """
+        address = self.repository or os.environ.get("HOLDFAST_REPOSITORY") or self.settings.repository
+        if not address:
+            raise UsageError(
+                "no repository was named", hint="name it with -r PATH, or set HOLDFAST_REPOSITORY"
+            )
+        return local_path(address)
+
+    def open_repository(self) -> Repository:
+        """The repository that is meant, open."""
+        from holdfast.cli.output import notice
+        from holdfast.cli.passwords import current_password
+        from holdfast.repo.repository import Repository
+
+        return Repository.open(
+            self.repository_path(),
+            password=current_password(self),
+            notify=lambda message: notice(self, message),
+        )
+
+
+def local_path(address: str) -> str:
+    """The path that a repository's address names.
+
+    Raises:
+        UsageError: it is the address of another machine, or empty.
+    """
+    scheme, separator, _ = address.partition("://")
+    if separator and "/" not in scheme:
+        raise _not_yet(address)
+    host, separator, rest = address.partition(":")
+    if separator and "/" not in host and not os.path.exists(address):
+        port, _, path = rest.partition(":")
+        if rest.startswith("/") or (port.isdigit() and path.startswith("/")):
+            raise _not_yet(address)
+    if not address or "\0" in address:
+        raise UsageError("the repository's address is no path")
+    return address
+
+
+def _not_yet(address: str) -> UsageError:
+    return UsageError(
+        f"'{address}' names another machine: remote repositories are not supported in this version",
+        hint="name a path of this machine; a path with a colon is written ./like:this",
+    )

@@ -1,0 +1,86 @@
+"""How restore points appear as JSON (docs/CLI.md describes it)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from holdfast.units import format_time
+
+if TYPE_CHECKING:
+    from holdfast.cli.output import Json
+    from holdfast.repo.format.manifest import PointDisk
+    from holdfast.repo.points import Point
+
+__all__ = ["disk_json", "point_details_json", "point_json"]
+
+
+def disk_json(disk: PointDisk) -> dict[str, Json]:
+    """One disk of a restore point."""
+    info = disk.info
+    return {
+        "name": info.name,
+        "size_bytes": info.size_bytes,
+        "label": info.label,
+        "uuid": info.uuid,
+        "format": info.format,
+    }
+
+
+def point_json(point: Point) -> dict[str, Json]:
+    """A restore point, as lists have it."""
+    manifest = point.manifest
+    statistics = manifest.statistics
+    return {
+        "id": point.id.hex(),
+        "vm": manifest.vm_name,
+        "vm_uuid": manifest.vm_uuid,
+        "kind": manifest.kind,
+        "time": format_time(manifest.time),
+        "received": format_time(manifest.received),
+        "host": manifest.host,
+        "labels": dict(manifest.labels),
+        "disks": [disk_json(disk) for disk in manifest.disks],
+        "files": len(manifest.files),
+        "size_bytes": manifest.size_bytes,
+        "bytes_new": statistics.bytes_new,
+        "stored_bytes_added": statistics.bytes_stored,
+        "duration_s": statistics.duration_ms / 1000,
+        "warnings": list(manifest.warnings),
+    }
+
+
+def point_details_json(point: Point) -> dict[str, Json]:
+    """A restore point with all that is known of it."""
+    manifest = point.manifest
+    statistics = manifest.statistics
+    return {
+        **point_json(point),
+        "disks": [
+            {
+                **disk_json(disk),
+                "create_type": disk.info.create_type,
+                "adapter": disk.info.adapter,
+                "flat_name": disk.info.flat_name,
+                "read": disk.read,
+            }
+            for disk in manifest.disks
+        ],
+        "file_list": [
+            {
+                "name": file.info.name,
+                "size_bytes": file.info.size_bytes,
+                "mtime_ns": file.info.mtime_ns,
+                "mode": f"{file.info.mode:04o}",
+            }
+            for file in manifest.files
+        ],
+        "folders": list(manifest.folders),
+        "origin": manifest.origin,
+        "parent": manifest.parent or None,
+        "tool": manifest.tool,
+        "chunker": manifest.chunker,
+        "chunk_size_bytes": manifest.chunk_size_bytes,
+        "bytes_read": statistics.bytes_read,
+        "chunks_new": statistics.chunks_new,
+        "chunks_reused": statistics.chunks_reused,
+    }
