@@ -113,17 +113,20 @@ def app(context: click.Context) -> None:
 def _checked(path: str, name: str, options: Mapping[str, Value]) -> Mapping[str, Value]:
     """The options of a command's table, all of which the command has."""
     command = load(name) if name in COMMANDS else None
-    known = (
-        [p.name for p in command.params if isinstance(p, click.Option) and p.expose_value and p.name]
-        if command
-        else []
-    )
+    known = {
+        parameter.name: parameter
+        for parameter in (command.params if command else ())
+        if isinstance(parameter, click.Option) and parameter.expose_value and parameter.name
+    }
     if not known:
         raise UsageError(f"unknown table '{name}' in the configuration file {path}")
-    for option in options:
-        if option not in known:
+    checked: dict[str, Value] = {}
+    for key, value in options.items():
+        option = known.get(key)
+        if option is None:
             raise UsageError(
-                f"unknown key '{option}' in the table '{name}' of the configuration file {path}",
+                f"unknown key '{key}' in the table '{name}' of the configuration file {path}",
                 hint=f"known are {', '.join(known)}",
             )
-    return options
+        checked[key] = [value] if option.multiple and isinstance(value, str) else value
+    return checked

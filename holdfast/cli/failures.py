@@ -95,8 +95,10 @@ def print_failure(message: str, code: int, hint: str, *, json: bool) -> None:
     if json:
         text = as_json({"type": "error", "code": code, "message": message, "hint": hint})
     else:
-        text = f"holdfast: {shown(message)}" + (f"\n  hint: {shown(hint)}" if hint else "")
+        # behind the ^C that a terminal shows
+        before = "\n" if code == EXIT_INTERRUPTED and sys.stderr is not None and sys.stderr.isatty() else ""
+        text = f"{before}holdfast: {shown(message)}" + (f"\n  hint: {shown(hint)}" if hint else "")
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stdout.flush()
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         print(text, file=sys.stderr, flush=True)

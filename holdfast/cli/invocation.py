@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from holdfast.cli.settings import Settings
 from holdfast.errors import UsageError
@@ -15,7 +15,9 @@ from holdfast.errors import UsageError
 if TYPE_CHECKING:
     from holdfast.repo.repository import Repository
 
-__all__ = ["Invocation", "local_path"]
+__all__ = ["Invocation", "Unlock", "local_path"]
+
+Unlock: TypeAlias = Literal["now", "if possible", "later"]
 
 
 @dataclass(slots=True)
@@ -52,17 +54,28 @@ class Invocation:
             )
         return local_path(address)
 
-    def open_repository(self) -> Repository:
-        """The repository that is meant, open."""
+    def open_repository(self, unlock: Unlock = "now") -> Repository:
+        """The repository that is meant, open.
+
+        Args:
+            unlock: get the password `now`, before a progress bar is in the way of its prompt; `if possible`:
+                only if there is one; `later`: when the engine needs it, if it does.
+        """
         from holdfast.cli.output import notice
-        from holdfast.cli.passwords import current_password
+        from holdfast.cli.passwords import current_password, unlock_patiently
         from holdfast.repo.repository import Repository
 
-        return Repository.open(
-            self.repository_path(),
-            password=current_password(self),
-            notify=lambda message: notice(self, message),
+        password = current_password(self)
+        repository = Repository.open(
+            self.repository_path(), password=password, notify=lambda message: notice(self, message)
         )
+        if unlock == "now" or (unlock == "if possible" and password is not None):
+            try:
+                unlock_patiently(self, repository)
+            except BaseException:
+                repository.close()
+                raise
+        return repository
 
 
 def local_path(address: str) -> str:

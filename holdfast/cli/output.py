@@ -33,14 +33,21 @@ __all__ = [
 Json: TypeAlias = "str | int | float | bool | Sequence[Json] | Mapping[str, Json] | None"
 
 _GAP: Final = "  "
+_LEAST_WIDE: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Heading of a table's column; numbers are aligned on the right."""
+    """A column of a table.
+
+    Args:
+        right: numbers are aligned on the right.
+        wide: may be broken into lines where a terminal is narrow.
+    """
 
     title: str
     right: bool = False
+    wide: bool = False
 
 
 def shown(text: str) -> str:
@@ -81,7 +88,7 @@ def warn(invocation: Invocation, message: str) -> None:
 
 def on_terminal() -> bool:
     """Whether stdout is a terminal."""
-    return sys.stdout.isatty()
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def _cells(text: str) -> int:
@@ -94,11 +101,11 @@ def _cells(text: str) -> int:
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
     """A table. Cells are escaped here."""
     cells = [[shown(cell) for cell in row] for row in rows]
-    if on_terminal():
-        _print_rich(columns, cells)
-        return
     lines = [[column.title for column in columns], *cells]
     widths = [max(_cells(line[number]) for line in lines) for number in range(len(columns))]
+    if on_terminal():
+        _print_rich(columns, cells, widths)
+        return
     for line in lines:
         padded = [
             " " * (width - _cells(cell)) + cell if column.right else cell + " " * (width - _cells(cell))
@@ -107,22 +114,28 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
         print(_GAP.join(padded).rstrip())
 
 
-def _print_rich(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+def _print_rich(columns: Sequence[Column], rows: Sequence[Sequence[str]], widths: Sequence[int]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
+    table = Table(box=None, pad_edge=False, padding=(0, len(_GAP), 0, 0), header_style="bold")
+    least = 0
+    for column, width in zip(columns, widths, strict=True):
+        narrowest = min(width, _LEAST_WIDE) if column.wide else width
+        least += narrowest + len(_GAP)
         table.add_column(
             Text(column.title),
             justify="right" if column.right else "left",
             overflow="fold",
-            no_wrap=column.right,
+            no_wrap=not column.wide,
+            min_width=narrowest,
         )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+    # A terminal that is too narrow even so breaks the lines itself, which is better than losing their ends.
+    console = Console()
+    Console(width=max(console.width, least)).print(table, crop=False)
 
 
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:

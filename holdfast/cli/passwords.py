@@ -16,10 +16,12 @@ from holdfast.errors import UsageError, WrongPassword
 
 if TYPE_CHECKING:
     from holdfast.cli.invocation import Invocation
+    from holdfast.repo.repository import Repository
 
-__all__ = ["at_terminal", "current_password", "new_password", "password_for_init"]
+__all__ = ["at_terminal", "current_password", "new_password", "password_for_init", "unlock_patiently"]
 
 MAX_PASSWORD_BYTES: Final = 4096
+_ATTEMPTS: Final = 3
 
 Source = Callable[[], str]
 
@@ -35,6 +37,23 @@ def current_password(invocation: Invocation) -> Source | None:
     if source is None and at_terminal():
         return lambda: _ask("Password of the repository: ")
     return source
+
+
+def unlock_patiently(invocation: Invocation, repository: Repository) -> None:
+    """Unlocks a repository; whoever types the password may err some times.
+
+    Raises:
+        WrongPassword: it opens nothing, or there is none.
+    """
+    typed = _configured(invocation) is None and at_terminal()
+    for attempts_left in reversed(range(_ATTEMPTS if typed else 1)):
+        try:
+            repository.unlock()
+            return
+        except WrongPassword as error:
+            if not attempts_left:
+                raise
+            print(f"holdfast: {error.message}", file=sys.stderr, flush=True)
 
 
 def password_for_init(invocation: Invocation) -> str:

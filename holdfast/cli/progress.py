@@ -115,8 +115,12 @@ class _Silent:
         if self._unit == "bytes":
             words.append(f"{format_size(int(pace.rate))}/s")
         if pace.left_s is not None:
-            words.append(f"{format_duration(round(pace.left_s))} left")
+            words.append(f"{_rounded(pace.left_s)} left")
         return ", ".join(words)
+
+
+def _rounded(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 10 else format_duration(seconds)
 
 
 class _JsonLines(_Silent):
@@ -171,7 +175,7 @@ def progress(invocation: Invocation, what: str, unit: str = "bytes") -> Iterator
         shown: _Silent
         if invocation.json:
             shown = _JsonLines(what, unit)
-        elif sys.stderr.isatty():
+        elif sys.stderr is not None and sys.stderr.isatty():
             shown = stack.enter_context(_bar(what, unit))
         else:
             shown = _Silent(what, unit)

@@ -136,7 +136,10 @@ def plan_restore(
     files = {file.info.name: file.tree for file in manifest.files}
     plan = RestorePlan(
         root=root,
-        folders=(folder or ".", *(os.path.join(folder, o.path) for o in outputs if isinstance(o, FolderOutput))),
+        folders=(
+            folder or ".",
+            *(os.path.join(folder, o.path) for o in outputs if isinstance(o, FolderOutput)),
+        ),
         outputs=tuple(
             _planned(folder, output, trees, files)
             for output in outputs

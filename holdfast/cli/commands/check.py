@@ -37,7 +37,7 @@ def command(
     Without the password of an encrypted repository, the stored bytes are verified, but restore points are not.
     """
     rebuilt: Rebuilt | None = None
-    with invocation.open_repository() as repository:
+    with invocation.open_repository("if possible") as repository:
         if rebuild_index:
             with progress(invocation, "rebuilding the index", unit="packs") as shown:
                 rebuilt = repository.rebuild_index(shown.update)

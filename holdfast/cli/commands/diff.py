@@ -197,7 +197,7 @@ def _print(a: Point, b: Point, disks: Sequence[DiskChange], files: Sequence[File
         say("")
         print_table(
             [
-                Column("DISK"),
+                Column("DISK", wide=True),
                 Column("CHANGE"),
                 Column("SIZE A", right=True),
                 Column("SIZE B", right=True),
@@ -221,7 +221,7 @@ def _print(a: Point, b: Point, disks: Sequence[DiskChange], files: Sequence[File
             continue
         say("")
         print_table(
-            [Column(disk.name), Column("OFFSET", right=True), Column("LENGTH", right=True)],
+            [Column(disk.name, wide=True), Column("OFFSET", right=True), Column("LENGTH", right=True)],
             [("", str(offset), str(length)) for offset, length in disk.ranges],
         )
         if len(disk.ranges) < disk.ranges_total:
@@ -229,7 +229,12 @@ def _print(a: Point, b: Point, disks: Sequence[DiskChange], files: Sequence[File
     if files:
         say("")
         print_table(
-            [Column("FILE"), Column("CHANGE"), Column("SIZE A", right=True), Column("SIZE B", right=True)],
+            [
+                Column("FILE", wide=True),
+                Column("CHANGE"),
+                Column("SIZE A", right=True),
+                Column("SIZE B", right=True),
+            ],
             [(file.name, file.change, _size(file.size_a), _size(file.size_b)) for file in files],
         )
     if not files and all(disk.change == "same" for disk in disks):

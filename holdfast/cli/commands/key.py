@@ -50,13 +50,13 @@ def _slot_json(slot: KeySlot) -> dict[str, Json]:
 @click.pass_obj
 def list_keys(invocation: Invocation) -> None:
     """List the passwords, by id and label. Needs no password."""
-    with invocation.open_repository() as repository:
+    with invocation.open_repository("later") as repository:
         slots = repository.key_slots()
     if invocation.json:
         print_json({"keys": [_slot_json(slot) for slot in slots]})
         return
     print_table(
-        [Column("ID"), Column("CREATED"), Column("LABEL")],
+        [Column("ID"), Column("CREATED"), Column("LABEL", wide=True)],
         [(slot.id, format_time(slot.created), slot.label) for slot in slots],
     )
 
@@ -70,7 +70,6 @@ def add(invocation: Invocation, new_password_file: str | None, label: str) -> No
     """Add a password; those that exist stay valid."""
     with invocation.open_repository() as repository:
         repository.key_slots()
-        repository.unlock()
         slot = repository.add_key(new_password(new_password_file), label)
     _tell(invocation, slot, "added key")
 
@@ -101,7 +100,6 @@ def change_password(invocation: Invocation, new_password_file: str | None) -> No
     """Replace the password that is given by a new one. Its key gets a new id."""
     with invocation.open_repository() as repository:
         repository.key_slots()
-        repository.unlock()
         slot = repository.change_password(new_password(new_password_file))
     _tell(invocation, slot, "changed the password; its key is now")
 
@@ -155,7 +153,7 @@ def import_key(invocation: Invocation, file: str, new_password_file: str | None,
     FILE is what 'key export' wrote; - stands for stdin.
     """
     master = parse_master_key(_read(file), file)
-    with invocation.open_repository() as repository:
+    with invocation.open_repository("later") as repository:
         repository.key_slots()
         slot = repository.import_key(master, new_password(new_password_file), label)
     _tell(invocation, slot, "added key")

@@ -29,13 +29,12 @@ def command(invocation: Invocation, vm: str | None) -> None:
         return
     columns = [
         Column("ID"),
-        Column("VM"),
+        Column("VM", wide=True),
         Column("TIME"),
-        Column("DISKS", right=True),
         Column("SIZE", right=True),
         Column("NEW", right=True),
         Column("STORED", right=True),
-        Column("LABELS"),
+        Column("LABELS", wide=True),
     ]
     print_table(
         columns,
@@ -44,7 +43,6 @@ def command(invocation: Invocation, vm: str | None) -> None:
                 point.short_id,
                 point.manifest.vm_name,
                 format_time(point.manifest.time),
-                str(len(point.manifest.disks)),
                 format_size(point.manifest.size_bytes),
                 format_size(point.manifest.statistics.bytes_new),
                 format_size(point.manifest.statistics.bytes_stored),

@@ -87,7 +87,7 @@ def _tell_plan(invocation: Invocation, point: Point, plan: RestorePlan) -> None:
         return
     say(f"would restore {point.manifest.vm_name} (restore point {point.short_id}):")
     print_table(
-        [Column("FILE"), Column("SIZE", right=True)],
+        [Column("FILE", wide=True), Column("SIZE", right=True)],
         [(output.path, format_size(output.size_bytes)) for output in plan.outputs],
     )
 

@@ -67,12 +67,12 @@ def _print(point: Point) -> None:
         say("")
         print_table(
             [
-                Column("DISK"),
+                Column("DISK", wide=True),
                 Column("SIZE", right=True),
-                Column("FORMAT"),
+                Column("FORMAT", wide=True),
                 Column("ATTACHED"),
                 Column("READ"),
-                Column("UUID"),
+                Column("UUID", wide=True),
             ],
             [
                 (
@@ -91,7 +91,7 @@ def _print(point: Point) -> None:
     if manifest.files:
         say("")
         print_table(
-            [Column("FILE"), Column("SIZE", right=True), Column("MODE"), Column("MODIFIED")],
+            [Column("FILE", wide=True), Column("SIZE", right=True), Column("MODE"), Column("MODIFIED")],
             [
                 (
                     file.info.name,
