@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ __all__ = ["LocalPackStore", "PackStore", "PackWriter"]
 
 _MOST_VECTORS: Final = 512
 _OPEN_FILES: Final = 64
+_PACK_NAME: Final = re.compile(rf"[0-9a-f]{{{2 * PACK_ID_BYTES}}}\.pack\Z")
 
 
 class PackWriter(Protocol):
@@ -121,7 +123,7 @@ class _LocalPackWriter:
         self._fd = fd
         self._length = length
         self._new = new
-        self._failed = False
+        self._failure: StorageError | None = None
 
     @property
     def id(self) -> PackId:
@@ -132,8 +134,7 @@ class _LocalPackWriter:
         return self._length
 
     def append(self, parts: Sequence[bytes]) -> int:
-        if self._failed or self._fd < 0:
-            raise InternalError("a pack was appended to after its writing had failed")
+        self._require_usable()
         start = end = self._length
         try:
             for first in range(0, len(parts), _MOST_VECTORS):
@@ -143,6 +144,12 @@ class _LocalPackWriter:
             raise storage_error(error, f"writing {self._path}") from error
         self._length = end
         return start
+
+    def _require_usable(self) -> None:
+        if self._failure is not None:  # another thread may have met it first; it is still the storage's
+            raise self._failure
+        if self._fd < 0:
+            raise InternalError("a pack was written to after it was closed")
 
     def _write(self, parts: Sequence[bytes], offset: int) -> int:
         total = sum(map(len, parts))
@@ -158,11 +165,12 @@ class _LocalPackWriter:
         try:
             os.ftruncate(self._fd, length)
         except OSError as error:
-            self._failed = True
-            raise storage_error(error, f"shortening {self._path}") from error
+            self._failure = storage_error(error, f"shortening {self._path}")
+            raise self._failure from error
         self._length = length
 
     def sync(self) -> None:
+        self._require_usable()
         try:
             os.fdatasync(self._fd)
             if self._new:
@@ -171,8 +179,8 @@ class _LocalPackWriter:
                 sync_folder(os.path.dirname(folder))
                 self._new = False
         except OSError as error:
-            self._failed = True
-            raise storage_error(error, f"syncing {self._path}") from error
+            self._failure = storage_error(error, f"syncing {self._path}")
+            raise self._failure from error
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -201,18 +209,31 @@ class LocalPackStore:
     def create(self, pack_id: PackId) -> PackWriter:
         """See `PackStore.create`."""
         path = self.path(pack_id)
+        while True:
+            try:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(os.path.dirname(path))
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+            except OSError as error:
+                raise storage_error(error, f"creating {path}") from error
+            # Until it is locked, another process may take the empty file for one whose writer has died.
+            if self._lock_file(fd, path, wait=True):
+                return _LocalPackWriter(pack_id, path, fd, 0, new=True)
+
+    @staticmethod
+    def _lock_file(fd: int, path: str, *, wait: bool) -> bool:
+        """Locks a pack's file; False (and closed) if another holds it, or it is not at its path any more."""
         try:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(os.path.dirname(path))
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
-        except OSError as error:
-            raise storage_error(error, f"creating {path}") from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                return True
+        except (BlockingIOError, FileNotFoundError):
+            pass
         except OSError as error:
             os.close(fd)
             raise storage_error(error, f"locking {path}") from error
-        return _LocalPackWriter(pack_id, path, fd, 0, new=True)
+        os.close(fd)
+        return False
 
     def adopt(self, pack_id: PackId) -> PackWriter | None:
         """See `PackStore.adopt`."""
@@ -223,15 +244,9 @@ class LocalPackStore:
             return None
         except OSError as error:
             raise storage_error(error, f"opening {path}") from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return _LocalPackWriter(pack_id, path, fd, os.fstat(fd).st_size, new=True)
-        except BlockingIOError:
-            os.close(fd)
+        if not self._lock_file(fd, path, wait=False):
             return None
-        except OSError as error:
-            os.close(fd)
-            raise storage_error(error, f"locking {path}") from error
+        return _LocalPackWriter(pack_id, path, fd, os.fstat(fd).st_size, new=True)
 
     @contextlib.contextmanager
     def _reader(self, pack_id: PackId) -> Iterator[int]:
@@ -299,12 +314,13 @@ class LocalPackStore:
             for folder in sorted(os.listdir(self._folder)):
                 if len(folder) != 2:
                     continue
-                for name in sorted(os.listdir(os.path.join(self._folder, folder))):
-                    stem, dot, ending = name.partition(".")
-                    if not dot or ending != "pack" or len(stem) != 2 * PACK_ID_BYTES or stem[:2] != folder:
-                        continue
-                    with contextlib.suppress(ValueError):
-                        yield PackId(bytes.fromhex(stem))
+                try:
+                    names = sorted(os.listdir(os.path.join(self._folder, folder)))
+                except NotADirectoryError:
+                    continue
+                for name in names:
+                    if _PACK_NAME.match(name) and name[:2] == folder:
+                        yield PackId(bytes.fromhex(name[: 2 * PACK_ID_BYTES]))
         except OSError as error:
             raise storage_error(error, f"listing {self._folder}") from error
 
