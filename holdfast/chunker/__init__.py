@@ -38,7 +38,7 @@ SEED_BYTES: Final = 32
 """The length of a chunker's seed."""
 
 PUBLISHED_SEED: Final = b"Holdfast aligned chunker, seed 1"
-"""The seed of repositories that are not encrypted: 32 bytes of ASCII text, nothing up our sleeve."""
+"""The seed of repositories that are not encrypted: 32 bytes of plain text, so that nobody need wonder."""
 
 
 class Chunker(Protocol):
@@ -67,8 +67,8 @@ class Chunker(Protocol):
         Args:
             segment: contiguous bytes (format "B") of any length, at any address.
 
-        Cost: one pass; temporary memory under a quarter of the segment; the interpreter lock is
-        released for the pass over the bytes, so threads cut segments side by side.
+        Cost: one pass; temporary memory under a tenth of the segment. The interpreter lock is released
+        for the pass over the bytes, so threads cut segments side by side (not so in `fastcdc`).
         """
         ...
 
@@ -86,7 +86,7 @@ class ChunkerParams:
     chunk_size_bytes: int
 
 
-CHUNKER_NAMES: Final = ("aligned", "fixed")
+CHUNKER_NAMES: Final = ("aligned", "fixed", "fastcdc")
 
 DEFAULT_CHUNKER_PARAMS: Final = ChunkerParams(name="aligned", chunk_size_bytes=64 << 10)
 
@@ -99,7 +99,7 @@ def make_chunker(params: ChunkerParams, seed: bytes = PUBLISHED_SEED) -> Chunker
         seed: 32 bytes: a secret of the repository when it is encrypted, else `PUBLISHED_SEED`.
 
     Raises:
-        UnsupportedFormat: the name is not known to this version.
+        UnsupportedFormat: the name is not known to this version, or its library is not installed.
         UsageError: the chunk size is not possible for that chunker.
     """
     assert len(seed) == SEED_BYTES, "a chunker's seed has 32 bytes"
@@ -111,6 +111,10 @@ def make_chunker(params: ChunkerParams, seed: bytes = PUBLISHED_SEED) -> Chunker
         from holdfast.chunker.fixed import FixedChunker
 
         return FixedChunker(params.chunk_size_bytes)
+    if params.name == "fastcdc":
+        from holdfast.chunker.fastcdc import FastCdcChunker
+
+        return FastCdcChunker(params.chunk_size_bytes, seed)
     raise UnsupportedFormat(
         f"unknown chunker {params.name!r}",
         hint=f"this version of Holdfast knows {', '.join(CHUNKER_NAMES)}; a newer one may be needed",

@@ -1,9 +1,9 @@
 """The chunker `aligned` in numpy: content-defined cuts on 4 KiB block borders, holes for runs of zeros.
 
-The definition is docs/chunking.md; parameters and selection are shared with `aligned_plain`, which makes
-the same cuts without numpy. What is done here is the pass over the blocks: one strided column
-per sampled word, so that most of a block's cache lines are never fetched, and a full look only at blocks
-whose samples are all zero.
+The definition is docs/chunking.md; its numbers and the selection of cuts are in `aligned_plain`, which
+makes the same cuts without numpy. What is done here is the pass over the blocks: one strided column per
+sampled word, so that most of a block's cache lines are never fetched. Only the few blocks whose value
+makes them candidates are tested for repetition, and only blocks with the value zero are looked at in full.
 """
 
 from __future__ import annotations
@@ -14,12 +14,25 @@ import numpy as np
 import numpy.typing as npt
 
 from holdfast.chunker import BLOCK_BYTES
-from holdfast.chunker.aligned_plain import SAMPLE_OFFSETS, Limits, multipliers, select, to_bytes
+from holdfast.chunker.aligned_plain import (
+    REPETITION_BITS,
+    REPETITION_STRIDE_BYTES,
+    SAMPLE_OFFSETS,
+    Limits,
+    multipliers,
+    select,
+    threshold,
+    to_bytes,
+)
 from holdfast.errors import UsageError
 
 __all__ = ["AlignedChunker"]
 
-_COLUMNS: Final = tuple(offset // 4 for offset in SAMPLE_OFFSETS)
+_COLUMNS: Final = [offset // 4 for offset in SAMPLE_OFFSETS]
+
+_Words = npt.NDArray[np.uint32]
+_Values = npt.NDArray[np.uint64]
+_Numbers = npt.NDArray[np.intp]
 
 
 class AlignedChunker:
@@ -45,53 +58,74 @@ class AlignedChunker:
             ) from None
         self.chunk_size_bytes: Final = chunk_size_bytes
         self.lookahead_bytes: Final = self.limits.shortest_hole * BLOCK_BYTES
-        self._weights: Final = tuple(np.uint64(weight) for weight in multipliers(seed))
-        self._early_threshold: Final = np.uint64(self.limits.early_threshold)
-        self._late_threshold: Final = np.uint64(self.limits.late_threshold)
+        self._weights: Final = [np.uint64(weight) for weight in multipliers(seed)]
+        self._threshold: Final = np.uint64(threshold(self.limits.bits))
+        self._threshold_if_repetitive: Final = np.uint64(threshold(self.limits.bits + REPETITION_BITS))
 
     def cut(self, segment: memoryview) -> list[int]:
         """The lengths of the segment's parts; see `Chunker.cut`.
 
-        Cost: reads 11 of a block's 64 cache lines; temporary memory of 1 % of the segment.
+        Cost: fetches 11 of the 64 cache lines of most blocks; temporary memory of 1 % of the segment.
         """
         size = len(segment)
-        whole = size // BLOCK_BYTES * BLOCK_BYTES
-        values, zero = self._scan(segment[:whole])
-        if whole < size:
-            tail_values, tail_zero = self._scan(memoryview(bytes(segment[whole:]).ljust(BLOCK_BYTES, b"\0")))
-            values = np.concatenate((values, tail_values))
-            zero = np.concatenate((zero, tail_zero + np.int64(whole // BLOCK_BYTES)))
-        late = np.flatnonzero(values >= self._late_threshold)
-        early = late[values[late] >= self._early_threshold]
-        parts = select(len(values), (early + 1).tolist(), (late + 1).tolist(), self._holes(zero), self.limits)
-        return to_bytes(parts, size)
+        whole = size - size % BLOCK_BYTES
+        candidates, zero = self._scan(segment[:whole], 0)
+        total = whole // BLOCK_BYTES
+        if whole < size:  # a partial block counts as if zeros filled it up
+            padded = memoryview(bytes(segment[whole:]).ljust(BLOCK_BYTES, b"\0"))
+            more_candidates, more_zero = self._scan(padded, total)
+            candidates += more_candidates
+            zero += more_zero
+            total += 1
+        return to_bytes(select(total, candidates, self._holes(zero), self.limits), size)
 
-    def _scan(self, segment: memoryview) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-        """The value of every block, and the numbers of the blocks that are zero."""
-        words = np.frombuffer(segment, dtype="<u4").reshape(-1, BLOCK_BYTES // 4)
+    def _scan(self, blocks: memoryview, number: int) -> tuple[list[int], list[int]]:
+        """Candidates (numbers of blocks before the cut) and numbers of the zero blocks."""
+        words = np.frombuffer(blocks, dtype="<u4").reshape(-1, BLOCK_BYTES // 4)
         values = np.zeros(len(words), np.uint64)
-        product = np.empty(len(words), np.uint64)
+        product = np.empty_like(values)
         for column, weight in zip(_COLUMNS, self._weights, strict=True):
             np.multiply(words[:, column], weight, out=product)
             values += product
-        suspects = np.flatnonzero(values == 0)
-        if not len(suspects):
-            return values, suspects
-        # One look at each run of suspects, not at each of them: a segment of zeros is one run.
-        long_words = np.frombuffer(segment, dtype="<u8").reshape(-1, BLOCK_BYTES // 8)
-        breaks = (np.flatnonzero(np.diff(suspects) != 1) + 1).tolist()
-        is_zero = [
-            np.bitwise_or.reduce(long_words[suspects[first] : suspects[end - 1] + 1], axis=1) == 0
-            for first, end in zip([0, *breaks], [*breaks, len(suspects)], strict=True)
-        ]
-        return values, suspects[np.concatenate(is_zero)]
 
-    def _holes(self, zero: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
-        """The runs of zero blocks that are long enough to be holes, as (first, end)."""
-        if not len(zero):
-            return []
-        breaks = np.flatnonzero(np.diff(zero) != 1)
-        firsts = zero[np.append(0, breaks + 1)]
-        ends = zero[np.append(breaks, len(zero) - 1)] + 1
-        long_enough = ends - firsts >= self.limits.shortest_hole
-        return list(zip(firsts[long_enough].tolist(), ends[long_enough].tolist(), strict=True))
+        candidates = np.flatnonzero(values >= self._threshold)
+        doubtful = candidates[values[candidates] < self._threshold_if_repetitive]
+        refused = np.zeros(len(words), np.bool_)
+        refused[doubtful] = _are_repetitive(words, doubtful)
+        candidates = candidates[~refused[candidates]]
+        zero = _zero_blocks(blocks, np.flatnonzero(values == 0))
+        return (candidates + (number + 1)).tolist(), (zero + number).tolist()
+
+    def _holes(self, zero: list[int]) -> list[tuple[int, int]]:
+        """The runs among the numbers of zero blocks that are long enough, as (first, after the last)."""
+        numbers = np.array(zero, np.intp)
+        return [
+            (int(numbers[first]), int(numbers[last]) + 1)
+            for first, last in _runs(numbers)
+            if last - first + 1 >= self.limits.shortest_hole
+        ]
+
+
+def _are_repetitive(words: _Words, rows: _Numbers) -> npt.NDArray[np.bool_]:
+    """For each of the rows, whether two of the words that are compared are equal."""
+    compared = words[rows, :: REPETITION_STRIDE_BYTES // 4]
+    compared.sort(axis=1)
+    return np.asarray((compared[:, 1:] == compared[:, :-1]).any(axis=1))
+
+
+def _runs(numbers: _Numbers) -> list[tuple[int, int]]:
+    """The runs of consecutive numbers, as the places of their first and last members."""
+    if not len(numbers):
+        return []
+    lasts = np.flatnonzero(np.diff(numbers) != 1).tolist()
+    return list(zip([0, *(last + 1 for last in lasts)], [*lasts, len(numbers) - 1], strict=True))
+
+
+def _zero_blocks(blocks: memoryview, suspects: _Numbers) -> _Numbers:
+    """Those of the suspected blocks that hold nothing but zeros. A run of them is looked at in one go."""
+    words = np.frombuffer(blocks, dtype="<u8").reshape(-1, BLOCK_BYTES // 8)
+    is_zero = np.zeros(len(suspects), np.bool_)
+    for first, last in _runs(suspects):
+        run = words[suspects[first] : suspects[last] + 1]
+        is_zero[first : last + 1] = np.bitwise_or.reduce(run, axis=1) == 0
+    return suspects[is_zero]
