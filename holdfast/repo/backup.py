@@ -14,6 +14,7 @@ from holdfast.errors import EmptySource, UsageError
 from holdfast.ids import PointId, RecordId, SessionId
 from holdfast.repo.format.manifest import (
     MAX_LABELS_BYTES,
+    MAX_MANIFEST_BYTES,
     MAX_NAME_BYTES,
     ContentTree,
     Manifest,
@@ -22,7 +23,6 @@ from holdfast.repo.format.manifest import (
     PointStatistics,
     encode_manifest,
 )
-from holdfast.repo.format.record import MAX_PLAIN_BYTES
 from holdfast.repo.idset import IdSet
 from holdfast.repo.index import Index
 from holdfast.repo.ingest import IngestCounters
@@ -223,7 +223,7 @@ def build_manifest(
             statistics=statistics,
         )
     )
-    if len(encoded) > MAX_PLAIN_BYTES:
+    if len(encoded) > MAX_MANIFEST_BYTES:
         raise UsageError(
             f"{machine.origin} has too many files for one restore point ({len(machine.files)})",
             hint="back up the disks alone, or fewer files",

@@ -25,7 +25,7 @@ from holdfast.errors import (
     IntegrityError,
     UnsupportedFormat,
 )
-from holdfast.ids import HOLE_ID, NodeId, RecordId
+from holdfast.ids import HOLE_ID, NodeId, RecordId, RepositoryId
 from holdfast.repo.codec import Opener
 from holdfast.repo.format.manifest import ContentTree, Manifest
 from holdfast.repo.format.node import FANOUT
@@ -38,7 +38,7 @@ from holdfast.repo.parallel import run_parallel
 from holdfast.repo.points import Point
 from holdfast.repo.records import PackScanner, RecordReader
 from holdfast.repo.recover import read_pack_header, read_table
-from holdfast.repo.tree import TreeReader, segment_count, segment_length
+from holdfast.repo.tree import TreeReader, segment_length, segments_of
 
 __all__ = ["CheckReport", "Checker", "DamagedRange", "Finding", "missing_from"]
 
@@ -126,6 +126,7 @@ class Checker:
 
     def __init__(
         self,
+        repository: RepositoryId,
         packs: PackStore,
         index: Index,
         records: RecordReader,
@@ -135,6 +136,7 @@ class Checker:
         now: Callable[[], float],
         on_progress: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> None:
+        self._repository = repository
         self._packs = packs
         self._index = index
         self._records = records
@@ -234,7 +236,7 @@ class Checker:
             )
             return self._lost(row, length)
         try:
-            read_pack_header(self._packs, row.id)
+            read_pack_header(self._packs, row.id, self._repository)
         except (DamagedData, UnsupportedFormat) as error:
             self._find("pack", f"pack {name}: {error.message}")
         matched = lost = 0
@@ -375,7 +377,7 @@ class Checker:
         """Checks a subtree; returns whether it is sound. Sound subtrees are remembered, and met once."""
         if node == HOLE_ID or node in self._sound:
             return True
-        segment_bytes = self._trees.segment_bytes
+        segment_bytes = tree.segment_bytes
         start = first * segment_bytes
         span = FANOUT**level
         length = min(span * segment_bytes, tree.size_bytes - start)
@@ -411,10 +413,10 @@ class Checker:
         *,
         read_data: bool,
     ) -> bool:
-        leaf = self._trees.leaf(node, segment_length(tree.size_bytes, self._trees.segment_bytes, segment))
+        leaf = self._trees.leaf(node, segment_length(tree.size_bytes, tree.segment_bytes, segment))
         places = iter(self._index.lookup(leaf.ids))
         ids = iter(leaf.ids)
-        offset = segment * self._trees.segment_bytes
+        offset = segment * tree.segment_bytes
         sound = True
         for part in leaf.lengths:
             if part > 0:
@@ -448,10 +450,10 @@ def missing_from(manifest: Manifest, trees: TreeReader, index: Index) -> bool:
     """Whether anything that a manifest needs is not in the index, or its nodes can not be read."""
     try:
         for _, tree in contents_of(manifest):
-            if segment_count(tree.size_bytes, trees.segment_bytes) == 0:
+            if segments_of(tree) == 0:
                 continue
             for segment, node in trees.data_leaves(tree):
-                leaf = trees.leaf(node, segment_length(tree.size_bytes, trees.segment_bytes, segment))
+                leaf = trees.leaf(node, segment_length(tree.size_bytes, tree.segment_bytes, segment))
                 if any(place is None for place in index.lookup(leaf.ids)):
                     return True
     except IntegrityError:

@@ -2,10 +2,11 @@
 
 `Sealer` makes records, `Opener` reads them. Both may be used from several threads at once.
 
-Nonces (FORMAT.md, "Encryption"): each `Sealer` draws 16 random bytes when it is made and numbers its
-records. Key of a record = keyed BLAKE3 of those 16 bytes under the data key; nonce = the number. The
-number is taken before the encryption and never given back, a process that forks or starts anew draws new
-bytes; so no (key, nonce) pair is ever used for two plaintexts, whatever crashes.
+Nonces (FORMAT.md, "Encryption"): each `Sealer` draws 16 random bytes (the salt) when it is made and numbers its
+records. Key of a record = keyed BLAKE3, under the data key, of salt and associated data; nonce = the number.
+The number is taken before the encryption and never given back, and a process that forks or starts anew draws a
+new salt. Even if a whole machine is set back to an earlier state while it writes, and repeats a salt and a number
+for another plaintext, the key is another one, since the associated data holds the id of the plaintext.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from functools import lru_cache
 from typing import Final, NamedTuple
 
 import blake3
@@ -74,11 +74,10 @@ class _Compressors(threading.local):
 _CONTEXTS: Final = _Compressors()
 
 
-@lru_cache(maxsize=1024)
-def _record_aead(keys: Keys, salt: bytes) -> Aead:
+def _record_aead(keys: Keys, salt: bytes, associated_data: bytes) -> Aead:
     if keys.cipher is None:
         raise InternalError("encryption without a key")
-    return aead(keys.cipher, blake3.blake3(salt, key=keys.data_key).digest())
+    return aead(keys.cipher, blake3.blake3(salt + associated_data, key=keys.data_key).digest())
 
 
 class Sealer:
@@ -118,8 +117,9 @@ class Sealer:
         stored_bytes = NONCE_BYTES + len(payload) + TAG_BYTES
         header = RecordHeader(kind, codec, ENCRYPTED, stored_bytes, size, record_id, b"")
         nonce = self._salt + number.to_bytes(8, "little")
-        ciphertext = _record_aead(self._keys, self._salt).encrypt(
-            b"\0\0\0\0" + nonce[_SALT_BYTES:], bytes(payload), header.associated_data()
+        associated = header.associated_data()
+        ciphertext = _record_aead(self._keys, self._salt, associated).encrypt(
+            b"\0\0\0\0" + nonce[_SALT_BYTES:], bytes(payload), associated
         )
         stored = nonce + ciphertext
         return Sealed(
@@ -162,9 +162,10 @@ class Opener:
         if len(payload) < NONCE_BYTES + TAG_BYTES:
             raise DamagedData("an encrypted record is too short")
         nonce = bytes(payload[:NONCE_BYTES])
+        associated = header.associated_data()
         try:
-            return _record_aead(self._keys, nonce[:_SALT_BYTES]).decrypt(
-                b"\0\0\0\0" + nonce[_SALT_BYTES:], bytes(payload[NONCE_BYTES:]), header.associated_data()
+            return _record_aead(self._keys, nonce[:_SALT_BYTES], associated).decrypt(
+                b"\0\0\0\0" + nonce[_SALT_BYTES:], bytes(payload[NONCE_BYTES:]), associated
             )
         except InvalidTag:
             raise DamagedData(self._verdict(header, payload)) from None
@@ -178,7 +179,9 @@ class Opener:
             try:
                 if zstandard.frame_content_size(payload) not in (-1, header.plain_bytes):
                     raise DamagedData(self._verdict(header, payload))
-                plaintext = _CONTEXTS.decompressor.decompress(payload, max_output_size=header.plain_bytes)
+                plaintext = _CONTEXTS.decompressor.decompress(
+                    payload, max_output_size=header.plain_bytes, allow_extra_data=False
+                )
             except zstandard.ZstdError:
                 raise DamagedData(self._verdict(header, payload)) from None
         if len(plaintext) != header.plain_bytes:

@@ -196,7 +196,9 @@ class RepositoryFolder:
             temporary = os.path.join(self.path, f".{name}.{os.getpid()}")
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
             try:
-                os.write(fd, data)
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[os.write(fd, rest) :]
                 os.fsync(fd)
             finally:
                 os.close(fd)

@@ -31,7 +31,7 @@ from holdfast.repo.governor import LevelGovernor
 from holdfast.repo.keys import Keys
 from holdfast.repo.parallel import run_parallel
 from holdfast.repo.session import Segment
-from holdfast.repo.tree import LeafTable, TreeReader, build_tree, segment_count, segment_length
+from holdfast.repo.tree import LeafTable, TreeReader, build_tree, segment_count, segment_length, segments_of
 
 __all__ = ["Content", "Ingest", "IngestCounters", "RecordAcceptor"]
 
@@ -95,6 +95,7 @@ class Ingest:
 
     Args:
         trees: for the parent's leaves.
+        segment_bytes: what contents are cut into; a parent's tree must have the same.
         spread: number of sessions that were at work when this one began.
         governor: chooses the compression level; None leaves the sealer's as it is.
         on_progress: called a few times a second from the calling thread.
@@ -107,6 +108,7 @@ class Ingest:
         sealer: Sealer,
         chunker: Chunker,
         trees: TreeReader,
+        segment_bytes: int,
         workers: int,
         spread: int = 0,
         governor: LevelGovernor | None = None,
@@ -117,7 +119,7 @@ class Ingest:
         self._sealer = sealer
         self._chunker = chunker
         self._trees = trees
-        self._segment_bytes = trees.segment_bytes
+        self._segment_bytes = segment_bytes
         self._workers = workers
         self._spread = spread
         self._governor = governor
@@ -141,7 +143,9 @@ class Ingest:
             self._tasks(contents), self._segment, self._workers, lambda: self._on_progress(self.counters)
         )
         self._acceptor.flush()  # segments that have to be done again are done before the trees are built
-        trees = [ContentTree(c.source.size_bytes, self._finish(c.leaves)) for c in contents]
+        trees = [
+            ContentTree(c.source.size_bytes, self._finish(c.leaves), self._segment_bytes) for c in contents
+        ]
         self._on_progress(self.counters)
         return trees
 
@@ -248,7 +252,7 @@ class Ingest:
 
     def _parent_leaf(self, content: Content, segment: int) -> NodeId | None:
         parent = content.parent
-        if parent is None or segment >= segment_count(parent.size_bytes, self._segment_bytes):
+        if parent is None or segment >= segments_of(parent):
             return None
         try:
             return self._trees.leaf_id(parent, segment)

@@ -20,10 +20,19 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-from holdfast.errors import UsageError, WrongPassword
+from holdfast.errors import DamagedConfig, UsageError, WrongPassword
 from holdfast.ids import RecordId
 from holdfast.repo.format import canonical
-from holdfast.repo.format.config import Cipher, Config, Encryption, KeySlot, ScryptParameters
+from holdfast.repo.format.config import (
+    MAC_BYTES,
+    MAX_SLOTS,
+    Cipher,
+    Config,
+    Encryption,
+    KeySlot,
+    ScryptParameters,
+    config_body,
+)
 from holdfast.repo.format.record import Kind
 
 __all__ = [
@@ -51,6 +60,21 @@ SCRYPT_P: Final = 2
 cheat sheet counts as equivalent to 128 MiB with p = 1, and it fits the memory bound of every command."""
 
 _CONTEXT: Final = "holdfast 2026-11-22 v1 "
+RECORD_CONTEXT: Final = _CONTEXT + "record encryption"
+CHUNKER_CONTEXT: Final = _CONTEXT + "chunker seed"
+CONFIG_CONTEXT: Final = _CONTEXT + "configuration"
+SECRET_ID_CONTEXTS: Final = {
+    Kind.CHUNK: _CONTEXT + "key of chunk ids",
+    Kind.NODE: _CONTEXT + "key of node ids",
+    Kind.MANIFEST: _CONTEXT + "key of manifest ids",
+    Kind.MARK: _CONTEXT + "key of mark ids",
+}
+CLEAR_ID_CONTEXTS: Final = {
+    Kind.NODE: _CONTEXT + "clear node id",
+    Kind.MANIFEST: _CONTEXT + "clear manifest id",
+    Kind.MARK: _CONTEXT + "clear mark id",
+}
+"""Context strings of BLAKE3's key derivation mode: one for each use, frozen with the format."""
 
 
 class Aead(Protocol):
@@ -70,9 +94,9 @@ def aead(cipher: Cipher, key: bytes) -> Aead:
     return AESGCM(key) if cipher == "aes256-gcm" else ChaCha20Poly1305(key)
 
 
-def derive(secret: bytes, purpose: str) -> bytes:
+def derive(secret: bytes, context: str) -> bytes:
     """32 bytes for one purpose, by BLAKE3's key derivation mode."""
-    return blake3.blake3(secret, derive_key_context=_CONTEXT + purpose).digest()
+    return blake3.blake3(secret, derive_key_context=context).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +125,10 @@ class Keys:
             for known, key in self.id_keys:
                 if known is kind:
                     return RecordId(blake3.blake3(plaintext, key=key).digest())
-        if kind is Kind.CHUNK or kind is Kind.TABLE:
+        context = CLEAR_ID_CONTEXTS.get(kind)
+        if context is None:
             return RecordId(blake3.blake3(plaintext).digest())
-        return RecordId(blake3.blake3(plaintext, derive_key_context=_CONTEXT + f"id of {kind.name}").digest())
+        return RecordId(blake3.blake3(plaintext, derive_key_context=context).digest())
 
     def namer(self, kind: Kind) -> Callable[[bytes | memoryview], RecordId]:
         """`record_id` of one kind as a function of the plaintext alone, for loops."""
@@ -115,9 +140,6 @@ class Keys:
         return lambda plaintext: self.record_id(kind, plaintext)
 
 
-_SECRET_KINDS: Final = (Kind.CHUNK, Kind.NODE, Kind.MANIFEST)
-
-
 def clear_keys() -> Keys:
     """The keys of a repository that is not encrypted."""
     return Keys(None, b"", (), None)
@@ -127,9 +149,9 @@ def secret_keys(cipher: Cipher, master: bytes) -> Keys:
     """The keys that follow from a master key."""
     return Keys(
         cipher,
-        derive(master, "record encryption"),
-        tuple((kind, derive(master, f"id of {kind.name}")) for kind in _SECRET_KINDS),
-        derive(master, "chunker seed"),
+        derive(master, RECORD_CONTEXT),
+        tuple((kind, derive(master, context)) for kind, context in SECRET_ID_CONTEXTS.items()),
+        derive(master, CHUNKER_CONTEXT),
     )
 
 
@@ -172,9 +194,20 @@ def _new_slot(config: Config, cipher: Cipher, master: bytes, password: str, labe
     return replace(slot, wrapped=wrapped)
 
 
-def key_check(master: bytes) -> bytes:
-    """What the configuration keeps to recognise the master key by."""
-    return derive(master, "key check")[:16]
+def authenticated(config: Config, master: bytes) -> Config:
+    """The configuration with a MAC over all of it, made with the master key."""
+    encryption = _encryption(config)
+    made = replace(config, signed_body=b"")
+    return replace(made, encryption=replace(encryption, mac=_config_mac(made, master)))
+
+
+def _config_mac(config: Config, master: bytes) -> bytes:
+    return blake3.blake3(config_body(config), key=derive(master, CONFIG_CONTEXT)).digest(length=MAC_BYTES)
+
+
+def master_fits(config: Config, master: bytes) -> bool:
+    """Whether a master key is the repository's, and the configuration one that was made with it."""
+    return hmac.compare_digest(_encryption(config).mac, _config_mac(config, master))
 
 
 def with_encryption(config: Config, cipher: Cipher, master: bytes, password: str, now: int) -> Config:
@@ -184,12 +217,7 @@ def with_encryption(config: Config, cipher: Cipher, master: bytes, password: str
         UsageError: the password is empty.
     """
     slot = _new_slot(config, cipher, master, password, "first", now)
-    return replace(config, encryption=Encryption(cipher, key_check(master), (slot,)))
-
-
-def master_fits(config: Config, master: bytes) -> bool:
-    """Whether a master key is the repository's."""
-    return hmac.compare_digest(_encryption(config).key_check, key_check(master))
+    return authenticated(replace(config, encryption=Encryption(cipher, bytes(MAC_BYTES), (slot,))), master)
 
 
 def _encryption(config: Config) -> Encryption:
@@ -205,6 +233,7 @@ def unlock(config: Config, passwords: Iterable[str]) -> tuple[bytes, KeySlot]:
 
     Raises:
         WrongPassword: none of them opens any slot.
+        DamagedConfig: one does, but the configuration was altered without the key.
     """
     encryption = _encryption(config)
     for password in passwords:
@@ -215,6 +244,11 @@ def unlock(config: Config, passwords: Iterable[str]) -> tuple[bytes, KeySlot]:
                 )
             except InvalidTag:
                 continue
+            if not master_fits(config, master):
+                raise DamagedConfig(
+                    "the repository's configuration is not the one that was written with its key",
+                    hint="somebody changed config.json; bring it back from a copy that you trust",
+                )
             return master, slot
     raise WrongPassword(
         "the password opens none of the repository's keys",
@@ -225,11 +259,14 @@ def unlock(config: Config, passwords: Iterable[str]) -> tuple[bytes, KeySlot]:
 def add_slot(config: Config, master: bytes, password: str, label: str, now: int) -> tuple[Config, KeySlot]:
     """The configuration with one more password."""
     encryption = _encryption(config)
+    if len(encryption.slots) >= MAX_SLOTS:
+        raise UsageError(f"the repository has {MAX_SLOTS} keys already, which is the limit")
     slot = _new_slot(config, encryption.cipher, master, password, label, now)
-    return replace(config, encryption=replace(encryption, slots=(*encryption.slots, slot))), slot
+    added = replace(config, encryption=replace(encryption, slots=(*encryption.slots, slot)))
+    return authenticated(added, master), slot
 
 
-def remove_slot(config: Config, slot_id: str) -> Config:
+def remove_slot(config: Config, master: bytes, slot_id: str) -> Config:
     """The configuration without one password.
 
     Raises:
@@ -243,13 +280,15 @@ def remove_slot(config: Config, slot_id: str) -> Config:
         raise UsageError(
             "the last key can not be removed: nothing could be read any more", hint="add another key first"
         )
-    return replace(config, encryption=replace(encryption, slots=kept))
+    return authenticated(replace(config, encryption=replace(encryption, slots=kept)), master)
 
 
 def replace_slot(
     config: Config, master: bytes, slot_id: str, password: str, now: int
 ) -> tuple[Config, KeySlot]:
     """The configuration with another password in one slot's stead; the slot gets a new id."""
-    old = next((slot for slot in _encryption(config).slots if slot.id == slot_id), None)
-    added, slot = add_slot(config, master, password, old.label if old else "", now)
-    return remove_slot(added, slot_id), slot
+    encryption = _encryption(config)
+    old = next((slot for slot in encryption.slots if slot.id == slot_id), None)
+    slot = _new_slot(config, encryption.cipher, master, password, old.label if old else "", now)
+    slots = (*(kept for kept in encryption.slots if kept.id != slot_id), slot)
+    return authenticated(replace(config, encryption=replace(encryption, slots=slots)), master), slot

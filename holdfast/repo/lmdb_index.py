@@ -275,7 +275,9 @@ class LmdbIndex:
             if key <= previous:
                 raise DamagedIndex("the keys of the index are out of order")
             previous = key
-            yield key, b""
+            value = bytes(cursor.value())
+            rows.check_root(key, value)
+            yield key, value
             more = cursor.next()
 
     @staticmethod
@@ -327,7 +329,8 @@ class LmdbIndex:
         live: dict[PackId, int] = dict.fromkeys(packs, 0)
         dead: dict[PackId, int] = dict.fromkeys(packs, 0)
         counts: dict[PackId, int] = dict.fromkeys(packs, 0)
-        duplicates = self._insert(txn, batch.records, packs, live, dead, counts)
+        dead_counts: dict[PackId, int] = dict.fromkeys(packs, 0)
+        duplicates = self._insert(txn, batch.records, packs, live, dead, counts, dead_counts)
         for progress in batch.packs:
             row = packs[progress.id]
             row = replace(
@@ -335,13 +338,15 @@ class LmdbIndex:
                 state=progress.state,
                 committed_bytes=max(row.committed_bytes, progress.committed_bytes),
                 records=row.records + counts[row.id],
+                dead_records=row.dead_records + dead_counts[row.id],
                 live_bytes=row.live_bytes + live[row.id],
                 dead_bytes=row.dead_bytes + dead[row.id],
             )
             txn.put(rows.pack_key(row.number), rows.encode_pack_row(row), db=self._packs)
         if batch.session is not None:
             for leaf in sorted(set(batch.roots)):
-                txn.put(batch.session + leaf, b"", db=self._roots)
+                key = batch.session + leaf
+                txn.put(key, rows.encode_root(key), db=self._roots)
         if batch.point is not None:
             self._add_point(txn, batch.point)
         if batch.ends_session and batch.session is not None:
@@ -370,6 +375,7 @@ class LmdbIndex:
         live: dict[PackId, int],
         dead: dict[PackId, int],
         counts: dict[PackId, int],
+        dead_counts: dict[PackId, int],
     ) -> int:
         epoch = rows.decode_counter(_EPOCH, txn.get(_EPOCH, b"", db=self._meta))
         duplicates = 0
@@ -386,6 +392,7 @@ class LmdbIndex:
                 put(record_id, encode(record_id, there._replace(epoch=epoch)), db=self._chunks)
             if (there.pack, there.offset) != (place.pack, offset):
                 dead[pack] += size
+                dead_counts[pack] += 1
                 duplicates += 1
         return duplicates
 
@@ -398,7 +405,7 @@ class LmdbIndex:
         if number >= 2**32:
             raise StorageError("the repository has used up its pack numbers")
         txn.put(_NEXT_PACK, rows.encode_counter(_NEXT_PACK, number + 1), db=self._meta)
-        return PackRow(number, pack_id, PackState.OPEN, 0, 0, 0, 0, created, 0)
+        return PackRow(number, pack_id, PackState.OPEN, 0, 0, 0, 0, 0, created, 0)
 
     def _numbers(self, txn: lmdb.Transaction[bytes]) -> dict[PackId, int]:
         """Pack id -> number. Rows are only ever added at the end, so what is known is read once."""

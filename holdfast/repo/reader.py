@@ -112,7 +112,7 @@ class DiskReader(io.RawIOBase):
         """(offset, length, chunk or hole) of all parts that touch [start, end)."""
         if start >= end:
             return
-        segment_bytes = self._trees.segment_bytes
+        segment_bytes = self._tree.segment_bytes
         last = min((end - 1) // segment_bytes + 1, segment_count(self.size_bytes, segment_bytes))
         for segment in range(start // segment_bytes, last):
             offset = segment * segment_bytes

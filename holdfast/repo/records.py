@@ -139,7 +139,7 @@ class PackScanner:
             are believed by their checksum and payloads are skipped over.
 
     After the scan, `damaged` lists the byte ranges (offset, length) that held no acceptable record, and
-    `unknown` counts intact records of kinds that this version does not know.
+    `unknown` the offsets of intact records of kinds that this version does not know.
     """
 
     def __init__(self, packs: PackStore, pack_id: PackId, end: int, *, payloads: bool) -> None:
@@ -150,7 +150,7 @@ class PackScanner:
         self._buffer = b""
         self._buffer_at = 0
         self.damaged: list[tuple[int, int]] = []
-        self.unknown = 0
+        self.unknown: list[int] = []
 
     def _bytes(self, offset: int, length: int) -> memoryview:
         """Up to `length` bytes; fewer at the end."""
@@ -189,7 +189,7 @@ class PackScanner:
         try:
             header = decode_record_header(self._bytes(offset, RECORD_HEADER_BYTES), self._pack_id)
         except UnsupportedFormat:
-            self.unknown += 1
+            self.unknown.append(offset)
             return None
         except DamagedData:
             return None

@@ -12,12 +12,13 @@ damaged meta page) would then destroy committed records. Adopting can destroy no
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from holdfast.errors import DamagedData, HoldfastError, UnsupportedFormat
-from holdfast.ids import PackId, PointId
+from holdfast.ids import PackId, PointId, RecordId, RepositoryId
 from holdfast.repo.codec import Opener, strong_hash
+from holdfast.repo.format.mark import Mark, decode_mark
 from holdfast.repo.format.record import (
     FOOTER_BYTES,
     PACK_HEADER_BYTES,
@@ -36,13 +37,27 @@ from holdfast.repo.index import Batch, Index, NewRecord, PackProgress
 from holdfast.repo.packs import PackStore, PackWriter
 from holdfast.repo.records import PackScanner, ScannedRecord
 
-__all__ = ["Rebuilt", "adopt_pack", "adopt_strays", "read_pack_header", "read_table", "rebuild_index"]
+__all__ = ["Home", "Rebuilt", "adopt_pack", "adopt_strays", "read_pack_header", "read_table", "rebuild_index"]
 
 _BATCH_RECORDS: Final = 50_000
 
 
-def read_pack_header(packs: PackStore, pack_id: PackId) -> PackHeader:
-    """The header of a pack, which must be that pack's.
+@dataclass(frozen=True, slots=True)
+class Home:
+    """What adoption needs to know of the repository.
+
+    Args:
+        is_complete: whether all that a manifest needs is in the index.
+        opener: asked for only when a mark or a manifest turns up.
+    """
+
+    repository: RepositoryId
+    is_complete: Callable[[PointRow], bool]
+    opener: Callable[[], Opener]
+
+
+def read_pack_header(packs: PackStore, pack_id: PackId, repository: RepositoryId) -> PackHeader:
+    """The header of a pack, which must be that pack's and belong to the repository.
 
     Raises:
         DamagedData: it is damaged, or another pack's.
@@ -50,6 +65,8 @@ def read_pack_header(packs: PackStore, pack_id: PackId) -> PackHeader:
     header = decode_pack_header(packs.read(pack_id, 0, PACK_HEADER_BYTES))
     if header.pack_id != pack_id:
         raise DamagedData(f"the file of pack {pack_id.hex()} holds pack {header.pack_id.hex()}")
+    if header.repository_id != repository:
+        raise DamagedData(f"pack {pack_id.hex()} belongs to another repository")
     return header
 
 
@@ -101,13 +118,10 @@ def adopt_pack(
     packs: PackStore,
     index: Index,
     pack_id: PackId,
-    is_complete: Callable[[PointRow], bool],
+    home: Home,
     now: int,
 ) -> PackWriter | None:
     """Takes over an unsealed pack whose writer is gone, commits the intact records of its tail, cuts off the rest.
-
-    Args:
-        is_complete: whether all that a manifest needs is in the index.
 
     Returns:
         The writer, at the end of the pack; None if the pack is held by somebody, or not worth it.
@@ -124,7 +138,7 @@ def adopt_pack(
             writer.close()
             return None
         if row is None or row.state is PackState.OPEN:
-            sealed = _adopt_tail(packs, index, writer, row.committed_bytes if row else 0, is_complete, now)
+            sealed = _adopt_tail(packs, index, writer, row.committed_bytes if row else 0, home, now)
             if not sealed:
                 return writer
     except (DamagedData, UnsupportedFormat):
@@ -141,7 +155,7 @@ def _adopt_tail(
     index: Index,
     writer: PackWriter,
     committed: int,
-    is_complete: Callable[[PointRow], bool],
+    home: Home,
     now: int,
 ) -> bool:
     """Commits what lies behind `committed`; returns whether the pack turned out to be sealed.
@@ -149,14 +163,15 @@ def _adopt_tail(
     Raises:
         DamagedData: the pack is shorter than it should be, or its header or table is damaged.
     """
-    created = read_pack_header(packs, writer.id).created_ms // 1000
+    created = read_pack_header(packs, writer.id, home.repository).created_ms // 1000
     sealed = read_table(packs, writer.id, writer.length) is not None
     start = max(committed, PACK_HEADER_BYTES)
     if writer.length < start:
         raise DamagedData(f"pack {writer.id.hex()} is shorter than what was committed")
     scanner = PackScanner(packs, writer.id, writer.length, payloads=True)
     batch = Batch(None, now)
-    points = []
+    points: list[PointRow] = []
+    marks: list[tuple[RecordId, Mark]] = []
     end = start
     for scanned in scanner.records(start, resync=False):
         end = scanned.offset + scanned.header.total_bytes
@@ -164,6 +179,10 @@ def _adopt_tail(
             batch.records.append(_new_record(scanned, writer.id))
         if scanned.header.kind is Kind.MANIFEST:
             points.append(_point_row(scanned, writer.id))
+        elif scanned.header.kind is Kind.MARK:
+            marks.append(_mark(scanned, home.opener()))
+    if scanner.unknown:
+        raise UnsupportedFormat(f"pack {writer.id.hex()} holds records of a later version")
     if sealed:
         end = writer.length
     elif end < writer.length:
@@ -174,16 +193,39 @@ def _adopt_tail(
     state = PackState.SEALED if sealed else PackState.OPEN
     batch.packs.append(PackProgress(writer.id, end, state, created))
     index.commit(batch)
+    collected = {mark.point for _, mark in marks if mark.action == "collect"}
     for point in points:
-        if is_complete(point):
+        if point.id not in collected and home.is_complete(point):
             index.commit(Batch(None, now, point=point))
+    _apply_marks(index, marks, now)
     return sealed
+
+
+def _mark(scanned: ScannedRecord, opener: Opener) -> tuple[RecordId, Mark]:
+    assert scanned.payload is not None
+    return scanned.header.id, decode_mark(opener.open(scanned.header, scanned.payload))
+
+
+def _apply_marks(index: Index, marks: list[tuple[RecordId, Mark]], now: int) -> None:
+    """Brings the points that marks speak of into the state that the last of them says."""
+    if not marks:
+        return
+    rows = {row.id: row for row in index.points()}
+    changed: dict[PointId, PointRow] = {}
+    for _, mark in sorted(marks, key=lambda pair: (pair[1].time, pair[0])):
+        row = changed.get(mark.point) or rows.get(mark.point)
+        if row is not None and mark.action in ("forget", "recall"):
+            changed[mark.point] = replace(row, hidden=mark.action == "forget")
+        elif row is not None and mark.action in ("pin", "unpin"):
+            changed[mark.point] = replace(row, pinned=mark.action == "pin")
+    for row in changed.values():
+        index.commit(Batch(None, now, point=row))
 
 
 def adopt_strays(
     packs: PackStore,
     index: Index,
-    is_complete: Callable[[PointRow], bool],
+    home: Home,
     now: int,
     *,
     grown: bool = False,
@@ -202,7 +244,7 @@ def adopt_strays(
             is_open = row.state is PackState.OPEN
             if not grown or not is_open or (packs.length(pack_id) or 0) <= row.committed_bytes:
                 continue
-        writer = adopt_pack(packs, index, pack_id, is_complete, now)
+        writer = adopt_pack(packs, index, pack_id, home, now)
         if writer is not None:
             writer.close()
 
@@ -224,43 +266,54 @@ class Rebuilt:
 def rebuild_index(
     packs: PackStore,
     index: Index,
-    opener: Opener,
+    home: Home,
     now: int,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Rebuilt:
     """Fills an empty index from the packs: from the tables of sealed ones, from the records of others.
 
     The packs are not changed. Restore points are listed if their manifest is intact; whether all that
-    they need is intact is for `check` to say.
+    they need is intact is for `check` to say. Marks are applied; a collected point is not listed.
 
     Args:
         progress: called with packs done and packs in all.
+
+    Raises:
+        WrongPassword: there are marks, and no key to read them with.
     """
     problems: list[str] = []
-    manifests: list[tuple[PackId, int]] = []
+    special: list[tuple[PackId, int]] = []
     ids = list(packs.ids())
     records = 0
     for done, pack_id in enumerate(ids):
         progress(done, len(ids))
         try:
-            records += _rebuild_pack(packs, index, pack_id, now, manifests, problems)
+            records += _rebuild_pack(packs, index, pack_id, home, now, special, problems)
         except HoldfastError as error:
             if not isinstance(error, (DamagedData, UnsupportedFormat)):
                 raise
             problems.append(f"pack {pack_id.hex()}: {error.message}")
-    points = 0
-    for pack_id, offset in manifests:
+    found: list[PointRow] = []
+    marks: list[tuple[RecordId, Mark]] = []
+    for pack_id, offset in special:
         scanner = PackScanner(packs, pack_id, packs.length(pack_id) or 0, payloads=True)
         scanned = next(scanner.records(offset, resync=False), None)
         try:
-            if scanned is None or scanned.payload is None or scanned.header.kind is not Kind.MANIFEST:
+            if scanned is None or scanned.payload is None:
                 raise DamagedData("it is damaged")
-            if opener.can_open(scanned.header):
-                opener.open(scanned.header, scanned.payload)
-            index.commit(Batch(None, now, point=_point_row(scanned, pack_id)))
+            if scanned.header.kind is Kind.MARK:
+                marks.append(_mark(scanned, home.opener()))
+            else:
+                found.append(_point_row(scanned, pack_id))
+        except (DamagedData, UnsupportedFormat) as error:
+            problems.append(f"the manifest or mark at byte {offset} of pack {pack_id.hex()}: {error.message}")
+    collected = {mark.point for _, mark in marks if mark.action == "collect"}
+    points = 0
+    for row in found:
+        if row.id not in collected:
+            index.commit(Batch(None, now, point=row))
             points += 1
-        except DamagedData as error:
-            problems.append(f"the manifest at byte {offset} of pack {pack_id.hex()}: {error.message}")
+    _apply_marks(index, marks, now)
     progress(len(ids), len(ids))
     return Rebuilt(len(ids), records, points, tuple(problems))
 
@@ -269,14 +322,15 @@ def _rebuild_pack(
     packs: PackStore,
     index: Index,
     pack_id: PackId,
+    home: Home,
     now: int,
-    manifests: list[tuple[PackId, int]],
+    special: list[tuple[PackId, int]],
     problems: list[str],
 ) -> int:
     length = packs.length(pack_id) or 0
     if length < PACK_HEADER_BYTES:
         return 0
-    created = read_pack_header(packs, pack_id).created_ms // 1000
+    created = read_pack_header(packs, pack_id, home.repository).created_ms // 1000
     found: Iterable[NewRecord]
     end = length
     sealed = None
@@ -298,8 +352,8 @@ def _rebuild_pack(
     for record in found:
         if record.kind == Kind.TABLE:
             continue
-        if record.kind == Kind.MANIFEST:
-            manifests.append((pack_id, record.offset))
+        if record.kind in (Kind.MANIFEST, Kind.MARK):
+            special.append((pack_id, record.offset))
         batch.records.append(record)
         count += 1
         if len(batch.records) >= _BATCH_RECORDS:

@@ -24,7 +24,7 @@ from typing import Final, Self
 
 from holdfast.chunker import ChunkerParams, make_chunker
 from holdfast.disk import BlockSink, Machine
-from holdfast.errors import IntegrityError, PointNotFound, UsageError, WrongPassword
+from holdfast.errors import IntegrityError, PointNotFound, UnsupportedFormat, UsageError, WrongPassword
 from holdfast.ids import PointId, RepositoryId
 from holdfast.repo import keys as key_slots
 from holdfast.repo.backup import (
@@ -54,7 +54,7 @@ from holdfast.repo.parallel import default_workers
 from holdfast.repo.points import Point, find_disk, open_point, points_of_vm, resolve_point
 from holdfast.repo.reader import DiskReader
 from holdfast.repo.records import RecordReader
-from holdfast.repo.recover import Rebuilt, adopt_strays, rebuild_index
+from holdfast.repo.recover import Home, Rebuilt, adopt_strays, rebuild_index
 from holdfast.repo.restore import RestoreCounters, restore_contents
 from holdfast.repo.session import Session
 from holdfast.repo.tree import TreeReader
@@ -244,7 +244,7 @@ class Repository:
             self._rebuild(lambda _done, _total: None)
             return
         if self._folder.is_writable():
-            adopt_strays(self._store, index, self._is_complete, int(_time.time()), grown=True)
+            adopt_strays(self._store, index, self._home(), int(_time.time()), grown=True)
 
     def unlock(self) -> Keys:
         """The keys of the repository; asks for the password if it is the first time.
@@ -272,7 +272,7 @@ class Repository:
     def _reading(self) -> tuple[RecordReader, TreeReader]:
         if self._records_ is None or self._trees_ is None:
             self._records_ = RecordReader(self._store, self._index(), Opener(self.unlock()))
-            self._trees_ = TreeReader(self._records_, self.config.segment_bytes)
+            self._trees_ = TreeReader(self._records_)
         return self._records_, self._trees_
 
     # --- restore points
@@ -285,7 +285,13 @@ class Repository:
             DamagedIndex: the index does not hold what it should.
         """
         opener = Opener(self.unlock())
-        found = [open_point(row, opener) for row in self._index().points() if not row.hidden]
+        found: list[Point] = []
+        for row in self._index().points():
+            try:
+                if not row.hidden:
+                    found.append(open_point(row, opener))
+            except UnsupportedFormat as error:
+                self._notify(f"restore point {row.id.hex()[:12]} is left out: {error.message}")
         if vm is not None:
             return points_of_vm(found, vm)
         return sorted(found, key=lambda p: (p.manifest.time, p.manifest.received, p.id))
@@ -352,6 +358,7 @@ class Repository:
             SourceError: the machine can not be read; what was stored is found again by the next backup.
             StorageError: the repository can not be written; likewise.
         """
+        self._require_writable()
         options = options or BackupOptions()
         labels = check_request(machine, options)
         began, now = _time.monotonic(), int(_time.time())
@@ -369,14 +376,32 @@ class Repository:
         others = len(index.sessions())
         if options.dry_run:
             dry = DryRun(index)
-            ingest = Ingest(dry, keys, sealer, chunker, trees, workers, on_progress=options.on_progress)
+            ingest = Ingest(
+                dry,
+                keys,
+                sealer,
+                chunker,
+                trees,
+                self.config.segment_bytes,
+                workers,
+                on_progress=options.on_progress,
+            )
             self._take_in(ingest, machine, parent)
             return self._summary(machine, vm_uuid, options.time or now, ingest, dry.stored_bytes, began, None)
-        adopt_strays(self._store, index, self._is_complete, now)
+        adopt_strays(self._store, index, self._home(), now)
         session = self._session(sealer, now, parent)
         try:
             ingest = Ingest(
-                session, keys, sealer, chunker, trees, workers, others, governor, options.on_progress
+                session,
+                keys,
+                sealer,
+                chunker,
+                trees,
+                self.config.segment_bytes,
+                workers,
+                others,
+                governor,
+                options.on_progress,
             )
             contents = self._take_in(ingest, machine, parent)
             counters = ingest.counters
@@ -429,10 +454,9 @@ class Repository:
                 self._store,
                 self._index(),
                 sealer,
-                self.config.id,
                 self.config.pack_bytes,
                 new_session_row("backup", now, holds),
-                self._is_complete,
+                self._home(),
             )
 
         session = make((parent.id,) if parent else ())
@@ -474,6 +498,9 @@ class Repository:
             warnings=machine.warnings,
         )
 
+    def _home(self) -> Home:
+        return Home(self.config.id, self._is_complete, lambda: Opener(self.unlock()))
+
     def _is_complete(self, row: PointRow) -> bool:
         """Whether a manifest found in a pack has all that it needs."""
         try:
@@ -505,9 +532,17 @@ class Repository:
         else:
             note = "no password was given: stored bytes were verified, restore points were not"
         records = RecordReader(self._store, index, opener or Opener(key_slots.clear_keys()))
-        trees = TreeReader(records, self.config.segment_bytes)
+        trees = TreeReader(records)
         checker = Checker(
-            self._store, index, records, trees, opener, workers or default_workers(), _time.time, on_progress
+            self.config.id,
+            self._store,
+            index,
+            records,
+            trees,
+            opener,
+            workers or default_workers(),
+            _time.time,
+            on_progress,
         )
         if note:
             checker.report.notes.append(note)
@@ -539,13 +574,12 @@ class Repository:
             self._index_.close()
             self._index_ = None
         place, _ = self._folder.index_folder(self.config.id)
-        keys = self._keys_ or key_slots.clear_keys()
         self._folder.own_index()
         try:
             with self._folder.replacing_index(place) as fresh:
                 index = LmdbIndex(fresh, self.config.id, create=True)
                 try:
-                    rebuilt = rebuild_index(self._store, index, Opener(keys), int(_time.time()), on_progress)
+                    rebuilt = rebuild_index(self._store, index, self._home(), int(_time.time()), on_progress)
                 finally:
                     index.close()
         finally:
@@ -592,9 +626,9 @@ class Repository:
 
     def remove_key(self, slot_id: str) -> None:
         """Removes a password. Whoever has copied the configuration before can still use it."""
-        self._unlock_master()
+        master, _ = self._unlock_master()
         with self._fresh_config():
-            self.config = key_slots.remove_slot(self.config, slot_id)
+            self.config = key_slots.remove_slot(self.config, master, slot_id)
             self._folder.write_config(self.config)
 
     def change_password(self, password: str) -> KeySlot:
@@ -630,7 +664,15 @@ class Repository:
         """Excludes other changes of the configuration, and begins with its newest state."""
         with self._folder.changing_config():
             self.config = self._folder.read_config().config
+            self._require_writable()
             yield
+
+    def _require_writable(self) -> None:
+        if self.config.write_blocker:
+            raise UnsupportedFormat(
+                f"the repository uses {self.config.write_blocker}; this Holdfast can read it, but not write to it",
+                hint="use a newer Holdfast",
+            )
 
 
 def _password_source(password: Passwords | str | None) -> Passwords | None:

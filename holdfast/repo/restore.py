@@ -67,17 +67,18 @@ def restore_contents(
             following = 0
             for segment, leaf in trees.data_leaves(tree):
                 with lock:
-                    counters.bytes_done += (segment - following) * trees.segment_bytes
+                    counters.bytes_done += (segment - following) * tree.segment_bytes
                 following = segment + 1
                 yield _Task(tree, sink, segment, leaf)
             with lock:
-                counters.bytes_done += max(0, tree.size_bytes - following * trees.segment_bytes)
+                counters.bytes_done += max(0, tree.size_bytes - following * tree.segment_bytes)
 
     def work(task: _Task) -> None:
-        length = segment_length(task.tree.size_bytes, trees.segment_bytes, task.segment)
+        tree = task.tree
+        length = segment_length(tree.size_bytes, tree.segment_bytes, task.segment)
         leaf = trees.leaf(task.leaf, length)
         chunks = records.load(leaf.ids, Kind.CHUNK)
-        offset = task.segment * trees.segment_bytes
+        offset = task.segment * tree.segment_bytes
         written = 0
         ids = iter(leaf.ids)
         for part in leaf.lengths:

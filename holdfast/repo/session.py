@@ -26,7 +26,7 @@ from typing import Final
 import blake3
 
 from holdfast.errors import HoldfastError, InternalError
-from holdfast.ids import NodeId, PackId, PointId, RecordId, RepositoryId
+from holdfast.ids import NodeId, PackId, PointId, RecordId
 from holdfast.repo.codec import Sealed, Sealer, strong_hash
 from holdfast.repo.format.record import (
     MAX_TABLE_ENTRIES,
@@ -47,7 +47,7 @@ from holdfast.repo.index import Batch, Committed, Index, NewRecord, PackProgress
 from holdfast.repo.lease import Lease
 from holdfast.repo.packs import PackStore, PackWriter
 from holdfast.repo.records import PackScanner
-from holdfast.repo.recover import adopt_pack
+from holdfast.repo.recover import Home, adopt_pack
 from holdfast.units import MIB
 
 __all__ = ["Segment", "Session"]
@@ -108,7 +108,7 @@ class Session:
     Args:
         row: recorded in the index by `begin`.
         pack_bytes: a pack that reaches this size is sealed.
-        is_complete: see `recover.adopt_pack`.
+        home: for the adoption of packs.
         clock: Unix seconds.
     """
 
@@ -117,18 +117,16 @@ class Session:
         packs: PackStore,
         index: Index,
         sealer: Sealer,
-        repository: RepositoryId,
         pack_bytes: int,
         row: SessionRow,
-        is_complete: Callable[[PointRow], bool],
+        home: Home,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._packs = packs
         self._index = index
         self._sealer = sealer
-        self._repository = repository
         self._pack_bytes = pack_bytes
-        self._is_complete = is_complete
+        self._home = home
         self._clock = clock
         self.row = row
         self._lock = threading.Lock()  # guards the pack and the gathering batch
@@ -291,7 +289,7 @@ class Session:
         pack_id = PackId(os.urandom(16))
         writer = self._packs.create(pack_id)
         try:
-            writer.append([encode_pack_header(PackHeader(pack_id, self._repository, int(now_s * 1000)))])
+            writer.append([encode_pack_header(PackHeader(pack_id, self._home.repository, int(now_s * 1000)))])
         except BaseException:
             writer.close()
             raise
@@ -304,10 +302,10 @@ class Session:
             if row.state is not PackState.OPEN or tries >= _MOST_ADOPTIONS:
                 continue
             tries += 1
-            writer = adopt_pack(self._packs, self._index, row.id, self._is_complete, int(self._clock()))
+            writer = adopt_pack(self._packs, self._index, row.id, self._home, int(self._clock()))
             if writer is None:
                 continue
-            pack = _OpenPack(writer, row.created, writer.length, [], row.records + 1)
+            pack = _OpenPack(writer, row.created, writer.length, [], row.records + row.dead_records)
             if writer.length < self._pack_bytes and pack.earlier < MAX_TABLE_ENTRIES:
                 return pack
             self._pack = pack

@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Final
 
-from holdfast.errors import DamagedData
+from holdfast.errors import DamagedData, UsageError
 from holdfast.ids import HOLE_ID, ID_BYTES, NodeId, RecordId
 from holdfast.repo.format.manifest import ContentTree
 from holdfast.repo.format.node import (
@@ -29,7 +29,15 @@ from holdfast.repo.format.record import Kind
 from holdfast.repo.keys import Keys
 from holdfast.repo.records import RecordReader
 
-__all__ = ["LeafTable", "TreeReader", "build_tree", "segment_count", "segment_length", "update_tree"]
+__all__ = [
+    "LeafTable",
+    "TreeReader",
+    "build_tree",
+    "segment_count",
+    "segment_length",
+    "segments_of",
+    "update_tree",
+]
 
 _CACHED_NODES: Final = 256
 
@@ -37,6 +45,11 @@ _CACHED_NODES: Final = 256
 def segment_count(size_bytes: int, segment_bytes: int) -> int:
     """How many segments a disk has; the last one may be shorter."""
     return -(-size_bytes // segment_bytes)
+
+
+def segments_of(tree: ContentTree) -> int:
+    """How many segments a content has."""
+    return segment_count(tree.size_bytes, tree.segment_bytes)
 
 
 def segment_length(size_bytes: int, segment_bytes: int, number: int) -> int:
@@ -127,9 +140,8 @@ def update_tree(
 class TreeReader:
     """Reads disk trees. Thread-safe; keeps a small cache of decoded inner nodes."""
 
-    def __init__(self, records: RecordReader, segment_bytes: int) -> None:
+    def __init__(self, records: RecordReader) -> None:
         self._records = records
-        self.segment_bytes = segment_bytes
         self._inner = lru_cache(maxsize=_CACHED_NODES)(self._load_inner)
 
     def _load_inner(self, node: NodeId, level: int, children: int) -> Inner:
@@ -141,7 +153,7 @@ class TreeReader:
         Raises:
             DamagedData: the size is beyond what a tree may have.
         """
-        height = tree_height(segment_count(tree.size_bytes, self.segment_bytes))
+        height = tree_height(segments_of(tree))
         if height > MAX_LEVEL:
             raise DamagedData(f"a disk of {tree.size_bytes} bytes is beyond the limit of the format")
         return height
@@ -150,7 +162,7 @@ class TreeReader:
         """The id of the leaf of one segment."""
         level = self.height(tree)
         node, first = tree.root, 0
-        total = segment_count(tree.size_bytes, self.segment_bytes)
+        total = segments_of(tree)
         while level and node != HOLE_ID:
             span = FANOUT ** (level - 1)
             covered = min(total - first, span * FANOUT)
@@ -163,7 +175,7 @@ class TreeReader:
     def children(self, tree: ContentTree, node: NodeId, level: int, first: int) -> tuple[NodeId, ...]:
         """The children of the inner node whose subtree begins at segment `first`."""
         span = FANOUT ** (level - 1)
-        covered = min(segment_count(tree.size_bytes, self.segment_bytes) - first, span * FANOUT)
+        covered = min(segments_of(tree) - first, span * FANOUT)
         count = -(-covered // span)
         return (HOLE_ID,) * count if node == HOLE_ID else self._inner(node, level, count).children
 
@@ -181,7 +193,7 @@ class TreeReader:
 
     def data_leaves(self, tree: ContentTree) -> Iterator[tuple[int, NodeId]]:
         """Yields segment number and leaf id of each segment that is no hole, in order."""
-        total = segment_count(tree.size_bytes, self.segment_bytes)
+        total = segments_of(tree)
         if total:
             yield from self._descend(tree.root, self.height(tree), 0, total)
 
@@ -205,8 +217,8 @@ class TreeReader:
             yield from self._differing_flat(old, new)
             return
         totals = (
-            segment_count(old.size_bytes, self.segment_bytes),
-            segment_count(new.size_bytes, self.segment_bytes),
+            segments_of(old),
+            segments_of(new),
         )
         if max(totals):
             yield from self._differing(old.root, new.root, self.height(old), 0, totals)
@@ -249,7 +261,15 @@ class TreeReader:
                 a, b = next(left, None), next(right, None)
 
     def differing_ranges(self, old: ContentTree, new: ContentTree) -> Iterator[tuple[int, int]]:
-        """Yields (offset, length) of what differs between two disks, by chunk borders, ascending, merged."""
+        """Yields (offset, length) of what differs between two disks, by chunk borders, ascending, merged.
+
+        Raises:
+            UsageError: they were cut into segments of different sizes.
+        """
+        if old.segment_bytes != new.segment_bytes:
+            raise UsageError(
+                "the two contents were cut differently, so they can not be compared by their trees"
+            )
         open_start = open_end = -1
         for segment, left, right in self.differing_leaves(old, new):
             for start, end in self._differing_parts(old, new, segment, left, right):
@@ -276,11 +296,11 @@ class TreeReader:
 
     def _parts(self, tree: ContentTree, segment: int, node: NodeId) -> dict[int, tuple[int, RecordId]]:
         """Start of each part -> (start, chunk), with holes as `HOLE_ID` and an entry at the end."""
-        start = segment * self.segment_bytes
-        end = start + self.segment_bytes
+        start = segment * tree.segment_bytes
+        end = start + tree.segment_bytes
         parts: dict[int, tuple[int, RecordId]] = {}
         if start < tree.size_bytes:
-            leaf = self.leaf(node, segment_length(tree.size_bytes, self.segment_bytes, segment))
+            leaf = self.leaf(node, segment_length(tree.size_bytes, tree.segment_bytes, segment))
             ids = iter(leaf.ids)
             for length in leaf.lengths:
                 parts[start] = (start, next(ids)) if length > 0 else (0, HOLE_ID)

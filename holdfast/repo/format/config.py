@@ -8,7 +8,7 @@ canonical form, and is laid out for people to read.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, cast
 
 import blake3
@@ -17,22 +17,31 @@ from holdfast.errors import DamagedConfig, DamagedData, UnsupportedFormat
 from holdfast.ids import RepositoryId
 from holdfast.repo.format import canonical
 from holdfast.repo.format.canonical import Fields, Json
+from holdfast.repo.format.node import MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES
 
 __all__ = [
     "FORMAT_VERSION",
+    "MAC_BYTES",
     "MAX_CONFIG_BYTES",
+    "MAX_SLOTS",
     "Cipher",
     "Compression",
     "Config",
     "Encryption",
     "KeySlot",
     "ScryptParameters",
+    "config_body",
     "decode_config",
     "encode_config",
 ]
 
 FORMAT_VERSION: Final = 1
 MAX_CONFIG_BYTES: Final = 1 << 20
+MAC_BYTES: Final = 32
+MAX_SLOTS: Final = 64
+MAX_SCRYPT_BYTES: Final = 256 << 20
+MAX_SCRYPT_WORK: Final = 1 << 23
+"""Bounds of n * r * p: a hostile configuration can neither take much memory nor much time."""
 _KNOWN_FEATURES: Final[frozenset[str]] = frozenset()
 
 Cipher = Literal["aes256-gcm", "chacha20-poly1305"]
@@ -96,11 +105,12 @@ class Encryption:
     """The cipher of all payloads, and the passwords that open it.
 
     Args:
-        key_check: 16 bytes derived from the master key: tells a wrong master key from the right one.
+        mac: keyed BLAKE3 of the rest of the configuration, under a key derived from the master key: storage
+            can not alter a setting unnoticed, and a wrong master key is told from the right one.
     """
 
     cipher: Cipher
-    key_check: bytes
+    mac: bytes
     slots: tuple[KeySlot, ...]
 
 
@@ -112,6 +122,9 @@ class Config:
         segment_bytes: what disks are cut into before they are chunked.
         pack_bytes: a pack that has reached this size is sealed.
         encryption: None if payloads are stored in the clear.
+        write_blocker: what this Holdfast lacks to write to the repository; reading is possible.
+        signed_body: what the MAC of a configuration that was read is over, members unknown to this version
+            included; empty for one that is being made.
     """
 
     id: RepositoryId
@@ -122,6 +135,8 @@ class Config:
     pack_bytes: int
     compression: Compression
     encryption: Encryption | None
+    write_blocker: str = ""
+    signed_body: bytes = b""
 
 
 def _slot_json(slot: KeySlot) -> Json:
@@ -141,10 +156,9 @@ def _slot_json(slot: KeySlot) -> Json:
     }
 
 
-def encode_config(config: Config) -> bytes:
-    """The text of the configuration file."""
+def _to_json(config: Config) -> dict[str, Json]:
     encryption = config.encryption
-    value: dict[str, Json] = {
+    return {
         "chunker": {"chunk_size_bytes": config.chunk_size_bytes, "name": config.chunker},
         "compression": {"level": config.compression.level, "name": config.compression.name},
         "created": config.created,
@@ -152,7 +166,7 @@ def encode_config(config: Config) -> bytes:
         if encryption is None
         else {
             "cipher": encryption.cipher,
-            "key_check": encryption.key_check.hex(),
+            "mac": encryption.mac.hex(),
             "slots": [_slot_json(slot) for slot in encryption.slots],
         },
         "features": {"optional": [], "required": []},
@@ -162,6 +176,24 @@ def encode_config(config: Config) -> bytes:
         "type": "holdfast-repository",
         "version": {"read": FORMAT_VERSION, "write": FORMAT_VERSION},
     }
+
+
+def config_body(config: Config) -> bytes:
+    """What the MAC is over: the canonical form without checksum and MAC."""
+    return config.signed_body or _body(_to_json(config))
+
+
+def _body(value: dict[str, Json]) -> bytes:
+    body = {key: member for key, member in value.items() if key != "checksum"}
+    encryption = body.get("encryption")
+    if isinstance(encryption, dict):
+        body["encryption"] = {key: member for key, member in encryption.items() if key != "mac"}
+    return canonical.encode(body)
+
+
+def encode_config(config: Config) -> bytes:
+    """The text of the configuration file."""
+    value = _to_json(config)
     value["checksum"] = _checksum(value)
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
@@ -181,7 +213,13 @@ def _slot(value: Json) -> KeySlot:
         p=kdf.integer("p", least=1, most=16),
         salt=kdf.hexadecimal("salt"),
     )
-    if parameters.n & (parameters.n - 1) or 128 * parameters.n * parameters.r > 1 << 30:
+    work = parameters.n * parameters.r * parameters.p
+    if (
+        parameters.n & (parameters.n - 1)
+        or 128 * parameters.n * parameters.r > MAX_SCRYPT_BYTES
+        or work > MAX_SCRYPT_WORK
+        or not 16 <= len(parameters.salt) <= 64
+    ):
         raise DamagedData("the cost of a key slot's password hash is out of bounds")
     return KeySlot(
         id=fields.raw("id", 8).hex(),
@@ -207,7 +245,7 @@ def decode_config(data: bytes) -> Config:
     except (ValueError, RecursionError, TypeError):
         raise DamagedConfig("the repository's configuration is no JSON text") from None
     try:
-        return _decode(Fields(value, "the configuration"))
+        return replace(_decode(Fields(value, "the configuration")), signed_body=_body(value))
     except DamagedData as error:
         raise DamagedConfig(error.message) from None
 
@@ -223,6 +261,9 @@ def _decode(fields: Fields) -> Config:
             f"the repository needs {what}; this Holdfast reads format version {FORMAT_VERSION}",
             hint="use a newer Holdfast",
         )
+    newer = fields.object("version").integer("write") > FORMAT_VERSION
+    optional = sorted(set(fields.object("features").texts("optional")) - _KNOWN_FEATURES)
+    blocker = "a newer format version" if newer else f"the features {', '.join(optional)}" if optional else ""
     compression, chunker = fields.object("compression"), fields.object("chunker")
     encryption = fields.optional_object("encryption")
     cipher = encryption.text("cipher") if encryption else ""
@@ -235,7 +276,9 @@ def _decode(fields: Fields) -> Config:
     level = compression.integer("level", most=22)
     if bool(level) == (compression.text("name") == "none"):
         raise DamagedData("name and level of the compression contradict each other")
-    segment = fields.integer("segment_bytes", least=1 << 20, most=1 << 30)
+    if encryption and not 1 <= len(encryption.items("slots")) <= MAX_SLOTS:
+        raise DamagedData(f"the configuration has no key slot, or more than {MAX_SLOTS}")
+    segment = fields.integer("segment_bytes", least=MIN_SEGMENT_BYTES, most=MAX_SEGMENT_BYTES)
     if segment & (segment - 1):
         raise DamagedData("the segment size is no power of two")
     return Config(
@@ -250,7 +293,8 @@ def _decode(fields: Fields) -> Config:
         if encryption is None
         else Encryption(
             cast("Cipher", cipher),
-            encryption.raw("key_check", 16),
+            encryption.raw("mac", MAC_BYTES),
             tuple(_slot(value) for value in encryption.items("slots")),
         ),
+        write_blocker=blocker,
     )

@@ -15,9 +15,11 @@ from holdfast.errors import DamagedData, UnsupportedFormat
 from holdfast.ids import ID_BYTES, SESSION_ID_BYTES, NodeId, RecordId, SessionId
 from holdfast.repo.format import canonical
 from holdfast.repo.format.canonical import Fields, Json
+from holdfast.repo.format.node import MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES
 
 __all__ = [
     "MAX_LABELS_BYTES",
+    "MAX_MANIFEST_BYTES",
     "MAX_NAME_BYTES",
     "ContentTree",
     "Manifest",
@@ -30,6 +32,8 @@ __all__ = [
 ]
 
 MANIFEST_VERSION: Final = 1
+MAX_MANIFEST_BYTES: Final = 4 << 20
+"""About twenty thousand files. Every listing decodes every manifest, so their size is bounded."""
 MAX_NAME_BYTES: Final = 1024
 """Longest VM name, in bytes of UTF-8."""
 MAX_LABELS_BYTES: Final = 64 << 10
@@ -40,10 +44,11 @@ _READ_MODES: Final = ("full", "hash", "cbt", "audited")
 
 @dataclass(frozen=True, slots=True)
 class ContentTree:
-    """Content as a disk tree: its length and its root."""
+    """Content as a disk tree: its length, its root, and what it was cut into before it was chunked."""
 
     size_bytes: int
     root: NodeId
+    segment_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,11 +201,12 @@ def encode_manifest(manifest: Manifest) -> bytes:
     )
 
 
-def _tree(fields: Fields) -> ContentTree:
-    return ContentTree(fields.integer("size_bytes"), NodeId(RecordId(fields.raw("root", ID_BYTES))))
+def _tree(fields: Fields, segment_bytes: int) -> ContentTree:
+    root = NodeId(RecordId(fields.raw("root", ID_BYTES)))
+    return ContentTree(fields.integer("size_bytes"), root, segment_bytes)
 
 
-def _disk(value: Json) -> PointDisk:
+def _disk(value: Json, segment_bytes: int) -> PointDisk:
     fields = Fields(value, "a disk of the manifest")
     disk_format, read = fields.text("format"), fields.text("read")
     if disk_format not in ("raw", "vmdk") or read not in _READ_MODES:
@@ -208,7 +214,7 @@ def _disk(value: Json) -> PointDisk:
             f"a disk has format '{disk_format}' and read mode '{read}'", hint="use a newer Holdfast"
         )
     shape = fields.optional_object("geometry")
-    tree = _tree(fields)
+    tree = _tree(fields, segment_bytes)
     info = DiskInfo(
         name=fields.text("name"),
         size_bytes=tree.size_bytes,
@@ -226,9 +232,9 @@ def _disk(value: Json) -> PointDisk:
     return PointDisk(info, tree, cast("ReadMode", read), fields.text("change_id"))
 
 
-def _file(value: Json) -> PointFile:
+def _file(value: Json, segment_bytes: int) -> PointFile:
     fields = Fields(value, "a file of the manifest")
-    tree = _tree(fields)
+    tree = _tree(fields, segment_bytes)
     info = FileInfo(
         name=fields.text("name"),
         size_bytes=tree.size_bytes,
@@ -245,6 +251,8 @@ def decode_manifest(data: bytes) -> Manifest:
         DamagedData: it is none.
         UnsupportedFormat: it is one of a later version.
     """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise DamagedData("a manifest is longer than any may be")
     fields = Fields(canonical.decode(data), "the manifest")
     if fields.text("type") != "restore-point":
         raise DamagedData("a manifest is not that of a restore point")
@@ -253,6 +261,9 @@ def decode_manifest(data: bytes) -> Manifest:
         raise UnsupportedFormat(
             f"a restore point has manifest version {version} and kind '{kind}'", hint="use a newer Holdfast"
         )
+    segment_bytes = fields.integer("segment_bytes", least=MIN_SEGMENT_BYTES, most=MAX_SEGMENT_BYTES)
+    if segment_bytes & (segment_bytes - 1):
+        raise DamagedData("the segment size of a restore point is no power of two")
     vm, chunker, statistics = fields.object("vm"), fields.object("chunker"), fields.object("statistics")
     return Manifest(
         session=SessionId(fields.raw("session", SESSION_ID_BYTES)),
@@ -263,11 +274,11 @@ def decode_manifest(data: bytes) -> Manifest:
         origin=fields.text("origin"),
         time=fields.integer("time"),
         received=fields.integer("received"),
-        segment_bytes=fields.integer("segment_bytes", least=1),
+        segment_bytes=segment_bytes,
         chunker=chunker.text("name"),
         chunk_size_bytes=chunker.integer("chunk_size_bytes", least=1),
-        disks=tuple(_disk(value) for value in fields.items("disks")),
-        files=tuple(_file(value) for value in fields.items("files")),
+        disks=tuple(_disk(value, segment_bytes) for value in fields.items("disks")),
+        files=tuple(_file(value, segment_bytes) for value in fields.items("files")),
         folders=fields.texts("folders"),
         labels=tuple(sorted(fields.text_map("labels").items())),
         warnings=fields.texts("warnings"),

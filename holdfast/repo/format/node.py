@@ -19,6 +19,8 @@ from holdfast.ids import HOLE_ID, ID_BYTES, ChunkId, NodeId, RecordId
 __all__ = [
     "FANOUT",
     "MAX_LEVEL",
+    "MAX_SEGMENT_BYTES",
+    "MIN_SEGMENT_BYTES",
     "Inner",
     "Leaf",
     "decode_inner",
@@ -29,6 +31,8 @@ __all__ = [
 ]
 
 FANOUT: Final = 256
+MIN_SEGMENT_BYTES: Final = 1 << 20
+MAX_SEGMENT_BYTES: Final = 1 << 30
 MAX_LEVEL: Final = 5
 """256^5 segments of 1 MiB are an exbibyte."""
 
@@ -122,7 +126,7 @@ def decode_leaf(data: bytes, segment_bytes: int) -> Leaf:
         ChunkId(RecordId(data[at : at + ID_BYTES]))
         for at in range(ids_at, ids_at + chunks * ID_BYTES, ID_BYTES)
     )
-    if HOLE_ID in ids:
+    if any(chunk == HOLE_ID for chunk in ids):
         raise DamagedData("a leaf of a disk tree names a hole as a chunk")
     return Leaf(lengths, ids)
 

@@ -73,16 +73,17 @@ MAX_TABLE_ENTRIES: Final = 500_000
 """A pack is sealed before it holds more records, so that its table fits one record."""
 
 ENCRYPTED: Final = 0x0001
-"""Flag: the payload is nonce, ciphertext and tag (FORMAT.md, "Encryption")."""
+"""Flag: the payload is nonce, ciphertext and tag (FORMAT.md, "Encryption"). Bits 8 to 15 are kept for a key's number, 0 in v1."""
 KNOWN_FLAGS: Final = ENCRYPTED
 
 
 class Kind(IntEnum):
-    """What a record holds. 4 to 126 and 128 to 255 are reserved."""
+    """What a record holds. 5 to 126 and 128 to 255 are reserved."""
 
     CHUNK = 1
     NODE = 2
     MANIFEST = 3
+    MARK = 4
     TABLE = 127
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "PointRow",
     "PointsDigest",
     "SessionRow",
+    "check_root",
     "decode_counter",
     "decode_pack_row",
     "decode_place",
@@ -36,6 +37,7 @@ __all__ = [
     "encode_place",
     "encode_point_row",
     "encode_points_digest",
+    "encode_root",
     "encode_session_row",
     "pack_key",
 ]
@@ -71,7 +73,8 @@ class PackRow:
     Args:
         number: key of the row; 32 bits, given out in order.
         committed_bytes: length up to which the pack's bytes exist.
-        records: how many of its records the index has pointed to.
+        records: how many of its records the index points to.
+        dead_records: how many it does not point to.
         live_bytes: headers and payloads of records that the index points to.
         dead_bytes: of those it does not point to (stored twice by two writers, or swept).
         verified: Unix seconds of the last verification of all its bytes; 0 if there was none.
@@ -82,6 +85,7 @@ class PackRow:
     state: PackState
     committed_bytes: int
     records: int
+    dead_records: int
     live_bytes: int
     dead_bytes: int
     created: int
@@ -144,7 +148,7 @@ class PointsDigest:
 
 _PLACE: Final = struct.Struct("<IIIIIBBI")
 _PLACE_BODY: Final = struct.Struct("<IIIIIBB")
-_PACK: Final = struct.Struct("<16sBxxxIQQQQQ")
+_PACK: Final = struct.Struct("<16sBxxxIIQQQQQ")
 _COUNTER: Final = struct.Struct("<Q")
 _CRC: Final = struct.Struct("<I")
 _NUMBER: Final = struct.Struct(">I")
@@ -196,6 +200,7 @@ def encode_pack_row(row: PackRow) -> bytes:
         row.id,
         row.state,
         row.records,
+        row.dead_records,
         row.committed_bytes,
         row.live_bytes,
         row.dead_bytes,
@@ -214,13 +219,22 @@ def decode_pack_row(key: bytes, value: bytes) -> PackRow:
     body = _opened(key, value, "packs")
     if len(key) != 4 or len(body) != _PACK.size:
         raise DamagedIndex("a row of the index (packs) has a wrong length")
-    pack_id, state, records, committed, live, dead, created, verified = _PACK.unpack(body)
+    pack_id, state, records, dead_records, committed, live, dead, created, verified = _PACK.unpack(body)
     try:
         known = PackState(state)
     except ValueError:
         raise DamagedIndex(f"a pack of the index has the unknown state {state}") from None
     return PackRow(
-        _NUMBER.unpack(key)[0], PackId(pack_id), known, committed, records, live, dead, created, verified
+        _NUMBER.unpack(key)[0],
+        PackId(pack_id),
+        known,
+        committed,
+        records,
+        dead_records,
+        live,
+        dead,
+        created,
+        verified,
     )
 
 
@@ -281,6 +295,17 @@ def decode_session_row(key: bytes, value: bytes) -> SessionRow:
         )
     except (DamagedData, ValueError) as error:
         raise DamagedIndex(f"a session of the index is damaged ({error})") from None
+
+
+def encode_root(key: bytes) -> bytes:
+    """The row of a session's root: its key says everything, the value vouches for it."""
+    return _sealed(key, b"")
+
+
+def check_root(key: bytes, value: bytes) -> None:
+    """Raises DamagedIndex if a root's row is damaged."""
+    if _opened(key, value, "roots"):
+        raise DamagedIndex("a row of the index (roots) has a wrong length")
 
 
 def encode_counter(key: bytes, number: int) -> bytes:
