@@ -199,12 +199,13 @@ def _recut(
             place = after
             while range_number < len(old.changed) and old.changed[range_number][1] <= place:
                 range_number += 1
-            in_step = place in border_set and place >= wanted_end
             if place == size:
                 return len(old.parts)
-            if in_step:
-                if range_number == len(old.changed) or old.changed[range_number][0] >= place + lookahead:
+            if place in border_set:
+                next_change = old.changed[range_number][0] if range_number < len(old.changed) else size
+                if next_change >= min(place + lookahead, size):
                     return bisect_left(old.borders, place)
-                wanted_end = old.changed[range_number][1]  # the next change is too near to stop here
+                # Too near to stop here: the lookahead would be read twice.
+                wanted_end = max(wanted_end, old.changed[range_number][1])
         data = data[place - start :]
         start = place

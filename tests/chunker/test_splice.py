@@ -121,7 +121,7 @@ def changes(draw: st.DrawFn) -> tuple[bytes, bytes, list[tuple[int, int]]]:
 def test_equals_chunking_from_scratch(name: str) -> None:
     chunker = chunker_of(name)
 
-    @settings(max_examples=250, deadline=None)
+    @settings(max_examples=150, deadline=None)
     @given(changes())
     def holds(change: tuple[bytes, bytes, list[tuple[int, int]]]) -> None:
         check(chunker, *change)
