@@ -123,8 +123,11 @@ class Index(Protocol):
         """
         ...
 
-    def begin_session(self, row: SessionRow, expire_before: int) -> None:
+    def begin_session(self, row: SessionRow, expire_before: int) -> int:
         """Records a session and drops those whose heartbeat is older than `expire_before`.
+
+        Returns:
+            How many sessions there were before it: no two that begin at the same moment get the same answer.
 
         Raises:
             PointNotFound: a point that it holds does not exist or is hidden.

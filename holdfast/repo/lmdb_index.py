@@ -34,12 +34,12 @@ from holdfast.errors import (
     StorageError,
     storage_error,
 )
-from holdfast.ids import NodeId, PackId, RecordId, RepositoryId, SessionId
+from holdfast.ids import ID_BYTES, SESSION_ID_BYTES, NodeId, PackId, RecordId, RepositoryId, SessionId
 from holdfast.repo.format import rows
 from holdfast.repo.format.record import RECORD_HEADER_BYTES
 from holdfast.repo.format.rows import PackRow, PackState, Place, PointRow, PointsDigest, SessionRow
 from holdfast.repo.index import Batch, Committed, IndexFigures, NewRecord
-from holdfast.units import GIB
+from holdfast.units import GIB, MIB
 
 __all__ = ["LmdbIndex"]
 
@@ -65,6 +65,7 @@ class _Shared:
     """An environment and how many in this process use it."""
 
     env: lmdb.Environment
+    pid: int
     users: int
 
 
@@ -73,8 +74,12 @@ _OPEN_LOCK: Final = threading.Lock()
 
 
 @contextlib.contextmanager
-def _translated(doing: str) -> Iterator[None]:
-    """LMDB's exceptions as ours."""
+def _translated(doing: str, folder: str = "") -> Iterator[None]:
+    """LMDB's exceptions as ours.
+
+    Args:
+        folder: where it writes, if it does: LMDB reports a write that was cut short by a full disk as EIO.
+    """
     try:
         yield
     except lmdb.MapFullError as error:
@@ -84,10 +89,19 @@ def _translated(doing: str) -> Iterator[None]:
     except lmdb.Error as error:
         code = getattr(error, "code", 0)
         if 0 < code < 200:  # an errno of the operating system
+            if code == errno.EIO and folder and _is_full(folder):
+                code = errno.ENOSPC
             raise storage_error(OSError(code, os.strerror(code)), f"{doing} (index)") from error
         raise DamagedIndex(f"the index is damaged, found while {doing} ({error})") from error
     except MemoryError as error:
         raise DamagedIndex(f"the index is damaged, found while {doing} (impossible size)") from error
+
+
+def _is_full(folder: str) -> bool:
+    with contextlib.suppress(OSError):
+        status = os.statvfs(folder)
+        return status.f_bavail * status.f_frsize < MIB
+    return False
 
 
 def _open_environment(folder: str, *, read_only: bool) -> lmdb.Environment:
@@ -103,7 +117,6 @@ def _open_environment(folder: str, *, read_only: bool) -> lmdb.Environment:
                 lock=not read_only,
                 create=not read_only,
                 readahead=False,
-                meminit=False,
                 lib_version=0,
             )
         except lmdb.Error as error:
@@ -132,12 +145,12 @@ class LmdbIndex:
         try:
             if create:
                 os.makedirs(folder, mode=0o750, exist_ok=True)
-            with _OPEN_LOCK, _translated("opening it"):
+            with _OPEN_LOCK, _translated("opening it", self._folder):
                 self._acquire()
         except OSError as error:
             raise storage_error(error, f"opening the index {folder}") from error
         try:
-            with _translated("opening it"):
+            with _translated("opening it", self._folder):
                 self._prepare(repository, create=create)
         except BaseException:
             self.close()
@@ -149,10 +162,12 @@ class LmdbIndex:
         with contextlib.suppress(FileNotFoundError):
             status = os.stat(path)
             shared = _OPEN.get((status.st_dev, status.st_ino))
+            if shared is not None and shared.pid != self._pid:
+                raise InternalError("a repository that was open before a fork was opened in the child")
         if shared is None:
             env = _open_environment(self._folder, read_only=self._read_only)
             status = os.stat(path)
-            shared = _OPEN[status.st_dev, status.st_ino] = _Shared(env, 0)
+            shared = _OPEN[status.st_dev, status.st_ino] = _Shared(env, self._pid, 0)
             if not self._read_only:
                 env.reader_check()
         shared.users += 1
@@ -305,7 +320,7 @@ class LmdbIndex:
     def commit(self, batch: Batch) -> Committed:
         """See `Index.commit`."""
         self._check_not_replaced()
-        with _translated("committing"), self._begin(write=True) as txn:
+        with _translated("committing", self._folder), self._begin(write=True) as txn:
             try:
                 committed = self._apply(txn, batch)
             except HoldfastError:
@@ -426,28 +441,43 @@ class LmdbIndex:
     def _digest(self, txn: lmdb.Transaction[bytes]) -> PointsDigest:
         return rows.decode_points_digest(_DIGEST, txn.get(_DIGEST, b"", db=self._meta))
 
-    def begin_session(self, row: SessionRow, expire_before: int) -> None:
+    def begin_session(self, row: SessionRow, expire_before: int) -> int:
         """See `Index.begin_session`."""
-        with _translated("beginning a session"):
-            with self._begin() as txn:
-                expired = [
-                    session.id
-                    for key, value in self._ordered(txn, self._sessions)
-                    if (session := rows.decode_session_row(key, value)).heartbeat < expire_before
-                ]
-            for session_id in expired:
+        with _translated("beginning a session", self._folder):
+            for session_id in self._dead_sessions(expire_before):
                 self.end_session(session_id)
             with self._begin(write=True) as txn:
+                others = int(txn.stat(self._sessions)["entries"])
                 for point in row.holds:
                     value = txn.get(point, db=self._points)
                     if value is None or rows.decode_point_row(point, value).hidden:
                         txn.abort()
                         raise PointNotFound(f"restore point {point.hex()[:12]} does not exist any more")
                 txn.put(row.id, rows.encode_session_row(row), db=self._sessions)
+        return others
+
+    def _dead_sessions(self, expire_before: int) -> list[SessionId]:
+        """Sessions without a sign of life, and those that died between their point and the end of their roots."""
+        with self._begin() as txn:
+            found = [rows.decode_session_row(key, value) for key, value in self._ordered(txn, self._sessions)]
+            dead = [session.id for session in found if session.heartbeat < expire_before]
+            listed = {session.id for session in found}
+            cursor = txn.cursor(self._roots)
+            more = cursor.first()
+            previous = b""
+            while more:
+                owner = SessionId(bytes(cursor.key()[:SESSION_ID_BYTES]))
+                if owner <= previous:
+                    raise DamagedIndex("the keys of the index are out of order")
+                previous = owner
+                if owner not in listed:
+                    dead.append(owner)
+                more = cursor.set_range(owner + b"\xff" * (ID_BYTES + 1))
+        return dead
 
     def heartbeat(self, session: SessionId, now: int) -> None:
         """See `Index.heartbeat`."""
-        with _translated("renewing a session"), self._begin(write=True) as txn:
+        with _translated("renewing a session", self._folder), self._begin(write=True) as txn:
             self._beat(txn, session, now)
 
     def _beat(self, txn: lmdb.Transaction[bytes], session: SessionId, now: int) -> None:
@@ -465,7 +495,7 @@ class LmdbIndex:
 
     def end_session(self, session: SessionId) -> None:
         """See `Index.end_session`."""
-        with _translated("ending a session"):
+        with _translated("ending a session", self._folder):
             with self._begin(write=True) as txn:
                 txn.delete(session, db=self._sessions)
             while True:
@@ -483,7 +513,7 @@ class LmdbIndex:
     def set_verified(self, number: int, when: int) -> None:
         """See `Index.set_verified`."""
         key = rows.pack_key(number)
-        with _translated("recording a verification"), self._begin(write=True) as txn:
+        with _translated("recording a verification", self._folder), self._begin(write=True) as txn:
             value = txn.get(key, db=self._packs)
             if value is not None:
                 row = replace(rows.decode_pack_row(key, value), verified=when)
