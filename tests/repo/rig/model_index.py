@@ -1,0 +1,174 @@
+"""The index as dictionaries: the oracle that `LmdbIndex` is held against, and the index of the rig's engine."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from holdfast.errors import PointNotFound, SessionGone
+from holdfast.ids import NodeId, PackId, PointId, RecordId, SessionId
+from holdfast.repo.format.record import RECORD_HEADER_BYTES
+from holdfast.repo.format.rows import PackRow, PackState, Place, PointRow, SessionRow
+from holdfast.repo.index import Batch, Committed, IndexFigures
+
+
+@dataclass
+class _State:
+    chunks: dict[RecordId, Place] = field(default_factory=dict)
+    packs: dict[int, PackRow] = field(default_factory=dict)
+    points: dict[PointId, PointRow] = field(default_factory=dict)
+    sessions: dict[SessionId, SessionRow] = field(default_factory=dict)
+    roots: set[tuple[SessionId, NodeId]] = field(default_factory=set)
+    next_pack: int = 1
+    epoch: int = 1
+
+
+class ModelIndex:
+    """See `holdfast.repo.index.Index`. Commits survive every crash; nothing else is kept."""
+
+    def __init__(self) -> None:
+        self._state = _State()
+        self._lock = threading.RLock()
+
+    def lookup(self, ids: Sequence[RecordId]) -> list[Place | None]:
+        with self._lock:
+            return [self._state.chunks.get(i) for i in ids]
+
+    def commit(self, batch: Batch) -> Committed:
+        with self._lock:
+            state = copy.copy(self._state)
+            state.chunks, state.packs = dict(state.chunks), dict(state.packs)
+            state.points, state.sessions = dict(state.points), dict(state.sessions)
+            state.roots = set(state.roots)
+            committed = self._apply(state, batch)
+            if not committed.gone:
+                self._state = state
+            return committed
+
+    def _apply(self, state: _State, batch: Batch) -> Committed:
+        if batch.session is not None:
+            if batch.session not in state.sessions:
+                raise SessionGone("the session is gone")
+            state.sessions[batch.session] = state.sessions[batch.session].alive_at(batch.now)
+        gone = frozenset(i for i in batch.relied if i not in state.chunks)
+        if gone:
+            return Committed(gone=gone)
+        for record_id in batch.relied:
+            state.chunks[record_id] = state.chunks[record_id]._replace(epoch=state.epoch)
+        rows = {row.id: row for row in state.packs.values()}
+        for progress in batch.packs:
+            if progress.id not in rows:
+                number, state.next_pack = state.next_pack, state.next_pack + 1
+                rows[progress.id] = PackRow(
+                    number, progress.id, PackState.OPEN, 0, 0, 0, 0, 0, progress.created, 0
+                )
+        duplicates = duplicate_bytes = 0
+        for record in sorted(batch.records):
+            row = rows[record.pack]
+            size = RECORD_HEADER_BYTES + record.stored_bytes
+            there = state.chunks.get(record.id)
+            if there is None:
+                state.chunks[record.id] = Place(
+                    row.number,
+                    record.offset,
+                    record.stored_bytes,
+                    record.plain_bytes,
+                    state.epoch,
+                    record.kind,
+                )
+                rows[record.pack] = replace(row, records=row.records + 1, live_bytes=row.live_bytes + size)
+                continue
+            state.chunks[record.id] = there._replace(epoch=state.epoch)
+            if (there.pack, there.offset) != (row.number, record.offset):
+                rows[record.pack] = replace(
+                    row, dead_records=row.dead_records + 1, dead_bytes=row.dead_bytes + size
+                )
+                duplicates += 1
+                duplicate_bytes += size
+        for progress in batch.packs:
+            row = rows[progress.id]
+            state.packs[row.number] = replace(
+                row,
+                state=progress.state,
+                committed_bytes=max(row.committed_bytes, progress.committed_bytes),
+            )
+        if batch.session is not None:
+            state.roots |= {(batch.session, leaf) for leaf in batch.roots}
+        if batch.point is not None:
+            state.points[batch.point.id] = batch.point
+        if batch.ends_session and batch.session is not None:
+            del state.sessions[batch.session]
+        return Committed(duplicates=duplicates, duplicate_bytes=duplicate_bytes)
+
+    def scan(self, after: RecordId | None, limit: int) -> list[tuple[RecordId, Place]]:
+        with self._lock:
+            rows = sorted(self._state.chunks.items())
+        return [row for row in rows if after is None or row[0] > after][:limit]
+
+    def packs(self) -> list[PackRow]:
+        with self._lock:
+            return [row for _, row in sorted(self._state.packs.items())]
+
+    def points(self) -> list[PointRow]:
+        with self._lock:
+            return [row for _, row in sorted(self._state.points.items())]
+
+    def begin_session(self, row: SessionRow, expire_before: int) -> int:
+        with self._lock:
+            for session in list(self._state.sessions.values()):
+                if session.heartbeat < expire_before:
+                    self.end_session(session.id)
+            living = self._state.sessions.keys()
+            self._state.roots = {root for root in self._state.roots if root[0] in living}
+            for point in row.holds:
+                if point not in self._state.points or self._state.points[point].hidden:
+                    raise PointNotFound("a held point is gone")
+            others = len(self._state.sessions)
+            self._state.sessions[row.id] = row
+            return others
+
+    def heartbeat(self, session: SessionId, now: int) -> None:
+        with self._lock:
+            if session not in self._state.sessions:
+                raise SessionGone("the session is gone")
+            self._state.sessions[session] = self._state.sessions[session].alive_at(now)
+
+    def end_session(self, session: SessionId) -> None:
+        with self._lock:
+            self._state.sessions.pop(session, None)
+            self._state.roots = {root for root in self._state.roots if root[0] != session}
+
+    def sessions(self) -> list[SessionRow]:
+        with self._lock:
+            return [row for _, row in sorted(self._state.sessions.items())]
+
+    def roots(self, session: SessionId) -> Iterator[NodeId]:
+        with self._lock:
+            return iter(sorted(leaf for owner, leaf in self._state.roots if owner == session))
+
+    def set_verified(self, number: int, when: int) -> None:
+        with self._lock:
+            if number in self._state.packs:
+                self._state.packs[number] = replace(self._state.packs[number], verified=when)
+
+    def figures(self) -> IndexFigures:
+        with self._lock:
+            state = self._state
+            return IndexFigures(
+                len(state.chunks), len(state.packs), len(state.points), len(state.sessions), 0
+            )
+
+    def close(self) -> None:
+        pass
+
+    # --- what only tests do
+
+    def remove_records(self, ids: set[RecordId]) -> None:
+        """Takes records out, as garbage collection will."""
+        with self._lock:
+            self._state.chunks = {i: place for i, place in self._state.chunks.items() if i not in ids}
+
+    def pack_id(self, number: int) -> PackId:
+        return self._state.packs[number].id
