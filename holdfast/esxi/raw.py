@@ -15,6 +15,7 @@ import os
 import posixpath
 import secrets
 import stat
+import threading
 from collections.abc import Iterator
 from typing import Final
 
@@ -195,6 +196,7 @@ class FileSink:
         ending = f".holdfast-partial-{secrets.token_hex(6)}"
         kept = name.encode(errors="surrogateescape")[: _NAME_BYTES - 1 - len(ending)]
         self._temporary = posixpath.join(self._folder, f".{kept.decode(errors='ignore')}{ending}")
+        self._writing = threading.Lock()
         self._descriptor = -1
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -205,8 +207,12 @@ class FileSink:
             raise self._translated(error) from None
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Writes `data` at `offset` bytes. Thread-safe."""
-        write_all(self._descriptor, offset, data, self._doing)
+        """Writes `data` at `offset` bytes. Thread-safe.
+
+        One write at a time: threads that write one file at once spin on the inode's lock in the kernel.
+        """
+        with self._writing:
+            write_all(self._descriptor, offset, data, self._doing)
 
     def finish(self) -> None:
         """Gives the file its mode, time and name.

@@ -23,6 +23,7 @@ from holdfast.chunker import Chunker
 from holdfast.disk import BlockSource
 from holdfast.errors import IntegrityError
 from holdfast.ids import HOLE_ID, ChunkId, NodeId, RecordId
+from holdfast.repo.buffers import SegmentBuffers
 from holdfast.repo.codec import Sealed, Sealer
 from holdfast.repo.format.manifest import ContentTree
 from holdfast.repo.format.node import Leaf, encode_leaf
@@ -32,10 +33,12 @@ from holdfast.repo.keys import Keys
 from holdfast.repo.parallel import run_parallel
 from holdfast.repo.session import Segment
 from holdfast.repo.tree import LeafTable, TreeReader, build_tree, segment_count, segment_length, segments_of
+from holdfast.units import MIB
 
 __all__ = ["Content", "Ingest", "IngestCounters", "RecordAcceptor"]
 
 _NODES_AT_ONCE: Final = 1024
+_WINDOW_BYTES: Final = 2 * MIB
 _GOLDEN: Final = 0.6180339887498949
 
 
@@ -90,6 +93,16 @@ class _Task(NamedTuple):
     segment: int
 
 
+class _Cut(NamedTuple):
+    """A segment that has been read and cut."""
+
+    view: memoryview
+    parts: list[int]
+    ids: list[ChunkId]
+    pieces: list[memoryview]
+    read: int
+
+
 class Ingest:
     """Takes contents into a repository.
 
@@ -125,7 +138,7 @@ class Ingest:
         self._governor = governor
         self._on_progress = on_progress
         self._lock = threading.Lock()
-        self._buffers = threading.local()
+        self._buffers = SegmentBuffers(segment_bytes)
         self.counters = IngestCounters()
 
     def content(self, source: BlockSource, parent: ContentTree | None) -> Content:
@@ -175,43 +188,62 @@ class Ingest:
             stop = min(end * self._segment_bytes, content.source.size_bytes)
             self.counters.bytes_done += stop - first * self._segment_bytes
 
-    def _buffer(self) -> memoryview:
-        buffer: memoryview | None = getattr(self._buffers, "view", None)
-        if buffer is None:
-            buffer = self._buffers.view = memoryview(bytearray(self._segment_bytes))
-        return buffer
+    def _take(self, content: Content, segment: int) -> _Cut:
+        """Reads a segment, cuts it and names its chunks, some of it at a time.
 
-    def _read(self, content: Content, segment: int) -> tuple[memoryview, int]:
-        """The segment's bytes, and how many of them were read rather than known to be zeros."""
+        What has just been read is still in the processor's cache when it is hashed. A cut is final once
+        the chunker's lookahead behind it has been read too; what comes after the last final cut is cut
+        again with the next bytes.
+        """
         start = segment * self._segment_bytes
         length = segment_length(content.source.size_bytes, self._segment_bytes, segment)
-        view = self._buffer()[:length]
-        at = read = 0
-        for offset, size in content.source.data_extents(start, start + length):
-            first = offset - start
-            if first > at:
-                view[at:first] = bytes(first - at)
-            content.source.read_into(offset, view[first : first + size])
-            at = first + size
-            read += size
-        if at < length:
-            view[at:] = bytes(length - at)
-        return view, read
+        view = self._buffers.view(length)
+        extents = list(content.source.data_extents(start, start + length))
+        cut = _Cut(view, [], [], [], sum(size for _, size in extents))
+        name = self._keys.namer(Kind.CHUNK)
+        began = done = 0
+        window = _WINDOW_BYTES
+        while done < length:
+            end = min(length, done + window)
+            self._fill(content.source, extents, start, view, done, end)
+            done = end
+            settled = done if done == length else min(done - self._chunker.lookahead_bytes, done - 1)
+            first = began
+            for part in self._chunker.cut(view[began:done]):
+                after = began + abs(part)
+                if after > settled:
+                    break
+                if part > 0:
+                    piece = view[began:after]
+                    cut.pieces.append(piece)
+                    cut.ids.append(ChunkId(name(piece)))
+                cut.parts.append(part)
+                began = after
+            window = _WINDOW_BYTES if began > first else 2 * window
+        return cut
+
+    @staticmethod
+    def _fill(
+        source: BlockSource, extents: list[tuple[int, int]], base: int, view: memoryview, first: int, end: int
+    ) -> None:
+        """Reads what `view[first:end]` stands for; what lies outside of the extents is zeros."""
+        at = first
+        for offset, size in extents:
+            low, high = max(offset - base, first), min(offset - base + size, end)
+            if low >= high:
+                continue
+            if low > at:
+                view[at:low] = bytes(low - at)
+            source.read_into(base + low, view[low:high])
+            at = high
+        if at < end:
+            view[at:end] = bytes(end - at)
 
     def _segment(self, task: _Task, *, again: bool = False) -> None:
         content, segment = task
         began = time.monotonic()
-        view, read = self._read(content, segment)
+        view, parts, ids, pieces, read = self._take(content, segment)
         have_read = time.monotonic()
-        parts = self._chunker.cut(view)
-        name = self._keys.namer(Kind.CHUNK)
-        pieces: list[memoryview] = []
-        at = 0
-        for part in parts:
-            if part > 0:
-                pieces.append(view[at : at + part])
-            at += abs(part)
-        ids = [ChunkId(name(piece)) for piece in pieces]
         leaf, plaintext = HOLE_ID, b""
         new_bytes = new_chunks = 0
         if ids:

@@ -1,7 +1,8 @@
 """From disk trees to sinks: read packs in order, decompress on all cores, verify every chunk, write.
 
 Holes are never written; nothing is written that has not been proven against its id.
-Memory: the chunks of one segment for each worker.
+A segment is put together in memory and written in as few pieces as its holes allow.
+Memory: one segment for each worker.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from holdfast.disk import BlockSink
-from holdfast.ids import NodeId
+from holdfast.ids import ChunkId, NodeId
+from holdfast.repo.buffers import SegmentBuffers
 from holdfast.repo.format.manifest import ContentTree
 from holdfast.repo.format.record import Kind
 from holdfast.repo.parallel import run_parallel
@@ -73,24 +75,33 @@ def restore_contents(
             with lock:
                 counters.bytes_done += max(0, tree.size_bytes - following * tree.segment_bytes)
 
+    buffers = SegmentBuffers(max((tree.segment_bytes for tree, _ in contents), default=1))
+
     def work(task: _Task) -> None:
         tree = task.tree
         length = segment_length(tree.size_bytes, tree.segment_bytes, task.segment)
         leaf = trees.leaf(task.leaf, length)
-        chunks = records.load(leaf.ids, Kind.CHUNK)
-        offset = task.segment * tree.segment_bytes
-        written = 0
+        places: dict[ChunkId, list[tuple[int, int]]] = {}
+        runs: list[tuple[int, int]] = []
+        at = 0
         ids = iter(leaf.ids)
         for part in leaf.lengths:
             if part > 0:
-                data = chunks[next(ids)]
-                trees.require_length(data, part)
-                task.sink.write(offset, memoryview(data))
-                written += part
-            offset += abs(part)
+                places.setdefault(next(ids), []).append((at, part))
+                start = runs.pop()[0] if runs and runs[-1][1] == at else at
+                runs.append((start, at + part))
+            at += abs(part)
+        view = buffers.view(length)
+        for chunk, data in records.each(leaf.ids, Kind.CHUNK):
+            for start, size in places[ChunkId(chunk)]:
+                trees.require_length(data, size)
+                view[start : start + size] = data
+        base = task.segment * tree.segment_bytes
+        for start, end in runs:
+            task.sink.write(base + start, view[start:end])
         with lock:
             counters.bytes_done += length
-            counters.bytes_written += written
+            counters.bytes_written += sum(end - start for start, end in runs)
 
     run_parallel(tasks(), work, workers, lambda: on_progress(counters))
     on_progress(counters)

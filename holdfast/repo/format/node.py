@@ -126,7 +126,7 @@ def decode_leaf(data: bytes, segment_bytes: int) -> Leaf:
         ChunkId(RecordId(data[at : at + ID_BYTES]))
         for at in range(ids_at, ids_at + chunks * ID_BYTES, ID_BYTES)
     )
-    if any(chunk == HOLE_ID for chunk in ids):
+    if any(bytes(chunk) == bytes(HOLE_ID) for chunk in ids):
         raise DamagedData("a leaf of a disk tree names a hole as a chunk")
     return Leaf(lengths, ids)
 
