@@ -9,14 +9,18 @@ from several threads at once and is repeatable as far as the underlying storage 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
+
+from holdfast.errors import UsageError
 
 __all__ = [
     "SECTOR_BYTES",
     "BlockSink",
     "BlockSource",
+    "ChangeMap",
     "DiskFormat",
     "DiskGeometry",
     "DiskInfo",
@@ -86,6 +90,57 @@ class BlockSink(Protocol):
     def abort(self) -> None:
         """Removes what has been written so far. May follow anything but a successful `finish`."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeMap:
+    """What may have changed in a disk since an earlier restore point of it.
+
+    Invariant: the extents ascend, do not touch and are not empty.
+
+    Args:
+        extents: (offset, length) in bytes. They cover every byte that differs, and may cover more.
+    """
+
+    extents: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, extents: Iterable[tuple[int, int]], size_bytes: int) -> ChangeMap:
+        """A change map of extents in any order, overlapping or not.
+
+        Raises:
+            UsageError: an extent is negative, or reaches beyond the disk.
+        """
+        merged: list[tuple[int, int]] = []
+        for offset, length in sorted(extents):
+            if offset < 0 or length < 0 or offset + length > size_bytes:
+                raise UsageError(
+                    f"a changed extent of {length} bytes at {offset} is not inside of the disk of {size_bytes} bytes",
+                    hint="is the change map that of this disk?",
+                )
+            if merged and offset <= sum(merged[-1]):
+                end = max(sum(merged[-1]), offset + length)
+                merged[-1] = (merged[-1][0], end - merged[-1][0])
+            elif length:
+                merged.append((offset, length))
+        return cls(tuple(merged))
+
+    @property
+    def changed_bytes(self) -> int:
+        """Bytes of all extents."""
+        return sum(length for _, length in self.extents)
+
+    def within(self, start: int, end: int) -> list[tuple[int, int]]:
+        """The (start, end) of the changed ranges in [start, end), counted from `start`."""
+        first = bisect_left(self.extents, (start, 0))
+        if first and sum(self.extents[first - 1]) > start:
+            first -= 1
+        found = []
+        for offset, length in self.extents[first:]:
+            if offset >= end:
+                break
+            found.append((max(offset, start) - start, min(offset + length, end) - start))
+        return found
 
 
 @dataclass(frozen=True, slots=True)

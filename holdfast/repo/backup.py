@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import blake3
 
-from holdfast.disk import Machine
-from holdfast.errors import EmptySource, UsageError
+from holdfast.chunker import ChunkerParams, make_chunker
+from holdfast.disk import ChangeMap, Machine
+from holdfast.errors import EmptySource, PointNotFound, UsageError
 from holdfast.ids import PointId, RecordId, SessionId
+from holdfast.repo.codec import Sealer
+from holdfast.repo.format.config import Config
 from holdfast.repo.format.manifest import (
     MAX_LABELS_BYTES,
     MAX_MANIFEST_BYTES,
@@ -23,22 +28,23 @@ from holdfast.repo.format.manifest import (
     PointStatistics,
     encode_manifest,
 )
+from holdfast.repo.format.record import Kind
+from holdfast.repo.governor import LevelGovernor
 from holdfast.repo.idset import IdSet
 from holdfast.repo.index import Index
-from holdfast.repo.ingest import IngestCounters
+from holdfast.repo.ingest import Ingest, IngestCounters, RecordAcceptor
+from holdfast.repo.keys import Keys
+from holdfast.repo.lease import new_session_row
+from holdfast.repo.packs import PackStore
+from holdfast.repo.parallel import default_workers
 from holdfast.repo.points import Point
-from holdfast.repo.session import Segment
+from holdfast.repo.records import RecordReader
+from holdfast.repo.recover import Home, adopt_strays
+from holdfast.repo.session import Segment, Session
+from holdfast.repo.tree import TreeReader
 from holdfast.version import VERSION
 
-__all__ = [
-    "BackupOptions",
-    "BackupSummary",
-    "DryRun",
-    "build_manifest",
-    "check_request",
-    "matching_contents",
-    "vm_identity",
-]
+__all__ = ["BackupOptions", "BackupSummary", "DryRun", "Engine", "run_backup", "vm_identity"]
 
 _TOOL: Final = f"holdfast {VERSION}"
 
@@ -50,6 +56,8 @@ class BackupOptions:
     Args:
         labels: free key and value pairs that the restore point carries.
         time: Unix seconds that the data stands for; None for the moment at which the backup begins.
+        changes: disk name -> what may have changed since the point `base`; only that is read of these disks.
+        base: a point of the same VM; needed with `changes`.
         dry_run: read and classify everything, store nothing.
         workers: threads; None for one per core and one more.
         on_progress: called a few times a second from the calling thread.
@@ -57,6 +65,8 @@ class BackupOptions:
 
     labels: Mapping[str, str] | None = None
     time: int | None = None
+    changes: Mapping[str, ChangeMap] | None = None
+    base: Point | None = None
     dry_run: bool = False
     workers: int | None = None
     on_progress: Callable[[IngestCounters], None] = lambda _counters: None
@@ -179,21 +189,23 @@ def build_manifest(
     *,
     session: SessionId,
     vm_uuid: str,
-    time: int,
+    when: int,
     received: int,
-    segment_bytes: int,
-    chunker: str,
-    chunk_size_bytes: int,
+    config: Config,
     parent: Point | None,
+    mapped: Collection[str],
     statistics: PointStatistics,
 ) -> bytes:
     """The encoded manifest of a machine whose contents have these trees (disks first, then files).
+
+    Args:
+        mapped: names of the disks of which only a change map was read.
 
     Raises:
         UsageError: it would be longer than a record may be.
     """
     disks = tuple(
-        PointDisk(disk.info, tree)
+        PointDisk(disk.info, tree, "cbt" if disk.info.name in mapped else "full")
         for disk, tree in zip(machine.disks, trees[: len(machine.disks)], strict=True)
     )
     files = tuple(
@@ -208,11 +220,11 @@ def build_manifest(
             vm_name=machine.name,
             host=socket.gethostname(),
             origin=machine.origin,
-            time=time,
+            time=when,
             received=received,
-            segment_bytes=segment_bytes,
-            chunker=chunker,
-            chunk_size_bytes=chunk_size_bytes,
+            segment_bytes=config.segment_bytes,
+            chunker=config.chunker,
+            chunk_size_bytes=config.chunk_size_bytes,
             disks=disks,
             files=files,
             folders=machine.folders,
@@ -229,3 +241,189 @@ def build_manifest(
             hint="back up the disks alone, or fewer files",
         )
     return encoded
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """The parts of an open repository that a backup works with.
+
+    Args:
+        clock: Unix seconds.
+    """
+
+    config: Config
+    keys: Keys
+    store: PackStore
+    index: Index
+    records: RecordReader
+    trees: TreeReader
+    home: Home
+    clock: Callable[[], float]
+
+
+def run_backup(
+    engine: Engine, machine: Machine, options: BackupOptions, points: Sequence[Point]
+) -> BackupSummary:
+    """Backs a machine up, or finds out what that would store.
+
+    Args:
+        points: all restore points; the backup builds upon the newest one of the same VM.
+    """
+    labels = check_request(machine, options)
+    began, now = time.monotonic(), int(engine.clock())
+    vm_uuid = vm_identity(machine)
+    parent = _base(engine.config, points, vm_uuid, options)
+    sealer = Sealer(engine.keys, engine.config.compression.level)
+    if options.dry_run:
+        dry = DryRun(engine.index)
+        ingest = _ingest(engine, dry, sealer, 0, options)
+        _take_in(ingest, machine, parent, options)
+        return _summary(machine, vm_uuid, options.time or now, ingest.counters, dry.stored_bytes, began, None)
+    adopt_strays(engine.store, engine.index, engine.home, now)
+    session, others, parent = _begin_session(engine, sealer, now, parent)
+    try:
+        ingest = _ingest(engine, session, sealer, others, options)
+        trees = _take_in(ingest, machine, parent, options)
+        manifest = build_manifest(
+            machine,
+            trees,
+            labels,
+            session=session.row.id,
+            vm_uuid=vm_uuid,
+            when=now if options.time is None else options.time,
+            received=now,
+            config=engine.config,
+            parent=parent,
+            mapped=_mapped(machine, parent, options),
+            statistics=PointStatistics(
+                bytes_read=ingest.counters.bytes_read,
+                bytes_new=ingest.counters.bytes_new,
+                bytes_stored=session.stored_bytes,
+                chunks_new=ingest.counters.chunks_new,
+                chunks_reused=ingest.counters.chunks_reused,
+                duration_ms=int((time.monotonic() - began) * 1000),
+            ),
+        )
+        point = PointId(engine.keys.record_id(Kind.MANIFEST, manifest))
+        session.commit_point(point, manifest)
+    except BaseException:
+        with contextlib.suppress(Exception):  # the first error is the one to report
+            session.close(keep=True)
+        raise
+    session.close(keep=False)
+    when = now if options.time is None else options.time
+    return _summary(machine, vm_uuid, when, ingest.counters, session.stored_bytes, began, point)
+
+
+def _fits(config: Config, point: Point, vm_uuid: str) -> bool:
+    """Whether a backup can build upon a point: the same VM, cut the same way as it would be now."""
+    manifest = point.manifest
+    return (manifest.vm_uuid, manifest.segment_bytes, manifest.chunker, manifest.chunk_size_bytes) == (
+        vm_uuid,
+        config.segment_bytes,
+        config.chunker,
+        config.chunk_size_bytes,
+    )
+
+
+def _base(config: Config, points: Sequence[Point], vm_uuid: str, options: BackupOptions) -> Point | None:
+    """The point to build upon: the one that a change map is relative to, else the newest.
+
+    Raises:
+        UsageError: the change map's point is not one that this backup can build upon.
+    """
+    if options.changes is not None:
+        if options.base is None or not _fits(config, options.base, vm_uuid):
+            raise UsageError(
+                "the change map is relative to a restore point of another VM, or to none",
+                hint="name a point of this VM in the map's 'base', or back up without the map",
+            )
+        return options.base
+    fitting = [point for point in points if _fits(config, point, vm_uuid)]
+    return max(fitting, key=lambda p: (p.manifest.received, p.manifest.time), default=None)
+
+
+def _ingest(
+    engine: Engine, acceptor: RecordAcceptor, sealer: Sealer, others: int, options: BackupOptions
+) -> Ingest:
+    config, seed = engine.config, engine.keys.chunker_seed
+    params = ChunkerParams(config.chunker, config.chunk_size_bytes)
+    return Ingest(
+        acceptor,
+        engine.keys,
+        sealer,
+        make_chunker(params) if seed is None else make_chunker(params, seed),
+        engine.records,
+        engine.trees,
+        config.segment_bytes,
+        options.workers or default_workers(),
+        others,
+        LevelGovernor(config.compression.level) if config.compression.auto else None,
+        options.on_progress,
+    )
+
+
+def _begin_session(
+    engine: Engine, sealer: Sealer, now: int, parent: Point | None
+) -> tuple[Session, int, Point | None]:
+    """A session, how many there were before it, and the parent if the session could take hold of it."""
+    holds = (parent.id,) if parent else ()
+    row = new_session_row("backup", now, holds)
+    session = Session(
+        engine.store, engine.index, sealer, engine.config.pack_bytes, row, engine.home, engine.clock
+    )
+    try:
+        return session, session.begin(), parent
+    except PointNotFound:  # forgotten a moment ago: build upon nothing
+        return _begin_session(engine, sealer, now, None)
+
+
+def _mapped(machine: Machine, parent: Point | None, options: BackupOptions) -> frozenset[str]:
+    """Names of the disks for which a change map is used: it needs the same disk in the parent."""
+    parents = matching_contents(machine, parent)
+    known = {disk.info.name for disk, tree in zip(machine.disks, parents, strict=False) if tree is not None}
+    return frozenset(known & (options.changes or {}).keys())
+
+
+def _take_in(
+    ingest: Ingest, machine: Machine, parent: Point | None, options: BackupOptions
+) -> list[ContentTree]:
+    changes = options.changes or {}
+    unknown = changes.keys() - {disk.info.name for disk in machine.disks}
+    if unknown:
+        raise UsageError(
+            f"the change map speaks of disks that {machine.name!r} does not have: {', '.join(sorted(unknown))}"
+        )
+    parents = matching_contents(machine, parent)
+    contents = [
+        ingest.content(disk.source, tree, changes.get(disk.info.name))
+        for disk, tree in zip(machine.disks, parents, strict=False)
+    ]
+    contents += [ingest.content(file.source, tree) for file, tree in zip(machine.files, parents, strict=True)]
+    return ingest.run(contents)
+
+
+def _summary(
+    machine: Machine,
+    vm_uuid: str,
+    when: int,
+    counters: IngestCounters,
+    stored_bytes: int,
+    began: float,
+    point: PointId | None,
+) -> BackupSummary:
+    return BackupSummary(
+        point=point,
+        vm_name=machine.name,
+        vm_uuid=vm_uuid,
+        time=when,
+        size_bytes=sum(disk.source.size_bytes for disk in machine.disks)
+        + sum(file.source.size_bytes for file in machine.files),
+        bytes_read=counters.bytes_read,
+        bytes_new=counters.bytes_new,
+        bytes_stored=stored_bytes,
+        chunks_new=counters.chunks_new,
+        chunks_reused=counters.chunks_reused,
+        duration_s=time.monotonic() - began,
+        warnings=machine.warnings,
+    )

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
 from holdfast.chunker import Chunker
-from holdfast.disk import BlockSource
+from holdfast.chunker.splice import KeptPart, NewPart, splice
+from holdfast.disk import BlockSource, ChangeMap
 from holdfast.errors import IntegrityError
 from holdfast.ids import HOLE_ID, ChunkId, NodeId, RecordId
 from holdfast.repo.buffers import SegmentBuffers
@@ -31,8 +32,18 @@ from holdfast.repo.format.record import Kind
 from holdfast.repo.governor import LevelGovernor
 from holdfast.repo.keys import Keys
 from holdfast.repo.parallel import run_parallel
+from holdfast.repo.reader import DiskReader
+from holdfast.repo.records import RecordReader
 from holdfast.repo.session import Segment
-from holdfast.repo.tree import LeafTable, TreeReader, build_tree, segment_count, segment_length, segments_of
+from holdfast.repo.tree import (
+    LeafTable,
+    TreeReader,
+    build_tree,
+    segment_count,
+    segment_length,
+    segments_of,
+    update_tree,
+)
 from holdfast.units import MIB
 
 __all__ = ["Content", "Ingest", "IngestCounters", "RecordAcceptor"]
@@ -81,11 +92,14 @@ class Content:
 
     Args:
         parent: the same content in the point that the backup builds upon.
+        changes: what may differ from the parent; None if everything is to be read.
+        leaves: what has become of the segments; with `changes`, of those that were looked at.
     """
 
     source: BlockSource
     parent: ContentTree | None
-    leaves: LeafTable
+    changes: ChangeMap | None
+    leaves: LeafTable | dict[int, NodeId]
 
 
 class _Task(NamedTuple):
@@ -94,20 +108,52 @@ class _Task(NamedTuple):
 
 
 class _Cut(NamedTuple):
-    """A segment that has been read and cut."""
+    """A segment that has been read and cut.
 
-    view: memoryview
+    Args:
+        done: bytes that this takes the backup forward.
+        pieces: the bytes of each chunk in `ids`; None for one that is the parent's and was not read.
+    """
+
+    done: int
     parts: list[int]
     ids: list[ChunkId]
-    pieces: list[memoryview]
+    pieces: list[memoryview | None]
     read: int
+
+
+class _PatchReader:
+    """Gives `splice` the bytes it needs: new ones from the source, others from the repository.
+
+    Where the repository's are damaged, the source has them too.
+    """
+
+    def __init__(self, source: BlockSource, old: DiskReader, base: int) -> None:
+        self._source = source
+        self._old = old
+        self._base = base
+        self.bytes_read = 0
+
+    def read_changed(self, start: int, end: int) -> memoryview:
+        view = memoryview(bytearray(end - start))
+        for offset, size in self._source.data_extents(self._base + start, self._base + end):
+            first = offset - self._base - start
+            self._source.read_into(offset, view[first : first + size])
+            self.bytes_read += size
+        return view
+
+    def read_unchanged(self, start: int, end: int) -> bytes | memoryview:
+        try:
+            return self._old.pread(self._base + start, end - start)
+        except IntegrityError:
+            return self.read_changed(start, end)
 
 
 class Ingest:
     """Takes contents into a repository.
 
     Args:
-        trees: for the parent's leaves.
+        records, trees: for the parent.
         segment_bytes: what contents are cut into; a parent's tree must have the same.
         spread: number of sessions that were at work when this one began.
         governor: chooses the compression level; None leaves the sealer's as it is.
@@ -120,6 +166,7 @@ class Ingest:
         keys: Keys,
         sealer: Sealer,
         chunker: Chunker,
+        records: RecordReader,
         trees: TreeReader,
         segment_bytes: int,
         workers: int,
@@ -131,6 +178,7 @@ class Ingest:
         self._keys = keys
         self._sealer = sealer
         self._chunker = chunker
+        self._records = records
         self._trees = trees
         self._segment_bytes = segment_bytes
         self._workers = workers
@@ -141,9 +189,25 @@ class Ingest:
         self._buffers = SegmentBuffers(segment_bytes)
         self.counters = IngestCounters()
 
-    def content(self, source: BlockSource, parent: ContentTree | None) -> Content:
-        """A content to pass to `run`."""
-        return Content(source, parent, LeafTable(segment_count(source.size_bytes, self._segment_bytes)))
+    def content(
+        self, source: BlockSource, parent: ContentTree | None, changes: ChangeMap | None = None
+    ) -> Content:
+        """A content to pass to `run`.
+
+        Args:
+            changes: needs a parent. A disk that has another size than its parent is taken segment by
+                segment too, but its last one is read whole.
+        """
+        segments = segment_count(source.size_bytes, self._segment_bytes)
+        if changes is None or parent is None:
+            return Content(source, parent, None, LeafTable(segments))
+        if parent.size_bytes == source.size_bytes:
+            return Content(source, parent, changes, {})
+        table = LeafTable(segments)
+        for segment, leaf in self._trees.data_leaves(parent):
+            if segment < segments:
+                table[segment] = leaf
+        return Content(source, parent, changes, table)
 
     def run(self, contents: Sequence[Content]) -> list[ContentTree]:
         """Takes all contents in and returns their trees, in order.
@@ -151,19 +215,23 @@ class Ingest:
         Raises:
             SourceError, StorageError: as the source and the session raise them.
         """
-        self.counters.bytes_total = sum(content.source.size_bytes for content in contents)
+        self.counters.bytes_total = sum(
+            content.changes.changed_bytes if content.changes else content.source.size_bytes
+            for content in contents
+        )
         run_parallel(
             self._tasks(contents), self._segment, self._workers, lambda: self._on_progress(self.counters)
         )
         self._acceptor.flush()  # segments that have to be done again are done before the trees are built
-        trees = [
-            ContentTree(c.source.size_bytes, self._finish(c.leaves), self._segment_bytes) for c in contents
-        ]
+        trees = [ContentTree(c.source.size_bytes, self._finish(c), self._segment_bytes) for c in contents]
         self._on_progress(self.counters)
         return trees
 
     def _tasks(self, contents: Sequence[Content]) -> Iterator[_Task]:
         for content in contents:
+            if content.changes is not None:
+                yield from self._changed_segments(content, content.changes)
+                continue
             first = int(len(content.leaves) * (self._spread * _GOLDEN % 1.0))
             yield from self._data_segments(content, first, len(content.leaves))
             yield from self._data_segments(content, 0, first)
@@ -183,6 +251,21 @@ class Ingest:
                 following = segment + 1
         self._skipped(content, following, end)
 
+    def _changed_segments(self, content: Content, changes: ChangeMap) -> Iterator[_Task]:
+        """The segments that a change map touches, and those whose length is another than the parent's."""
+        size, segment_bytes = content.source.size_bytes, self._segment_bytes
+        assert content.parent is not None
+        following = 0
+        extents = list(changes.extents)
+        if content.parent.size_bytes != size:
+            odd = min(content.parent.size_bytes, size) // segment_bytes * segment_bytes
+            extents.append((odd, size - odd))
+        for offset, length in sorted(extents):
+            last = (offset + length - 1) // segment_bytes
+            for segment in range(max(following, offset // segment_bytes), last + 1):
+                yield _Task(content, segment)
+                following = segment + 1
+
     def _skipped(self, content: Content, first: int, end: int) -> None:
         if end > first:
             stop = min(end * self._segment_bytes, content.source.size_bytes)
@@ -199,7 +282,7 @@ class Ingest:
         length = segment_length(content.source.size_bytes, self._segment_bytes, segment)
         view = self._buffers.view(length)
         extents = list(content.source.data_extents(start, start + length))
-        cut = _Cut(view, [], [], [], sum(size for _, size in extents))
+        cut = _Cut(length, [], [], [], sum(size for _, size in extents))
         name = self._keys.namer(Kind.CHUNK)
         began = done = 0
         window = _WINDOW_BYTES
@@ -222,6 +305,37 @@ class Ingest:
             window = _WINDOW_BYTES if began > first else 2 * window
         return cut
 
+    def _patched(self, content: Content, segment: int) -> _Cut | None:
+        """A segment of which only the changed ranges are read; None if it has to be read whole."""
+        parent, changes = content.parent, content.changes
+        start = segment * self._segment_bytes
+        length = segment_length(content.source.size_bytes, self._segment_bytes, segment)
+        if parent is None or changes is None or segment >= segments_of(parent):
+            return None
+        if segment_length(parent.size_bytes, self._segment_bytes, segment) != length:
+            return None
+        try:
+            old = self._trees.leaf(self._trees.leaf_id(parent, segment), length)
+        except IntegrityError:
+            return None
+        old_ids = iter(old.ids)
+        ids_by_part = [next(old_ids) if part > 0 else None for part in old.lengths]
+        reader = _PatchReader(content.source, DiskReader(self._records, self._trees, parent), start)
+        ranges = changes.within(start, start + length)
+        name = self._keys.namer(Kind.CHUNK)
+        cut = _Cut(sum(end - first for first, end in ranges), [], [], [], 0)
+        for part in splice(self._chunker, old.lengths, ranges, reader):
+            cut.parts.append(part.length)
+            if part.length < 0:
+                continue
+            kept = ids_by_part[part.number] if isinstance(part, KeptPart) else None
+            if isinstance(part, NewPart):
+                kept = ChunkId(name(part.data))
+            assert kept is not None
+            cut.ids.append(kept)
+            cut.pieces.append(part.data if isinstance(part, NewPart) else None)
+        return cut._replace(read=reader.bytes_read)
+
     @staticmethod
     def _fill(
         source: BlockSource, extents: list[tuple[int, int]], base: int, view: memoryview, first: int, end: int
@@ -242,7 +356,8 @@ class Ingest:
     def _segment(self, task: _Task, *, again: bool = False) -> None:
         content, segment = task
         began = time.monotonic()
-        view, parts, ids, pieces, read = self._take(content, segment)
+        cut = self._patched(content, segment) if content.changes else None
+        length, parts, ids, pieces, read = cut or self._take(content, segment)
         have_read = time.monotonic()
         leaf, plaintext = HOLE_ID, b""
         new_bytes = new_chunks = 0
@@ -258,22 +373,24 @@ class Ingest:
         with self._lock:
             counters = self.counters
             if not again:
-                counters.bytes_done += len(view)
+                counters.bytes_done += length
             counters.bytes_read += read
             counters.bytes_new += new_bytes
             counters.chunks_new += new_chunks
             counters.chunks_reused += 0 if again else len(ids) - new_chunks
 
     def _store(
-        self, task: _Task, ids: list[ChunkId], pieces: list[memoryview], leaf: NodeId, plaintext: bytes
+        self, task: _Task, ids: list[ChunkId], pieces: list[memoryview | None], leaf: NodeId, plaintext: bytes
     ) -> tuple[int, int]:
         generation = self._acceptor.generation()
-        every: list[RecordId] = [*ids, leaf]
+        # What was taken over unread is held by the session through the parent, so nobody asks for it.
+        every: list[RecordId] = [i for i, piece in zip(ids, pieces, strict=True) if piece is not None]
+        every.append(leaf)
         unknown = self._acceptor.unknown(every)
         relied = frozenset(every) - unknown
         records: list[Sealed] = []
         for chunk, piece in zip(ids, pieces, strict=True):
-            if chunk in unknown:
+            if piece is not None and chunk in unknown:
                 unknown.discard(chunk)
                 records.append(self._sealer.seal(Kind.CHUNK, chunk, piece))
         new_chunks = len(records)
@@ -292,9 +409,13 @@ class Ingest:
             content.parent = None  # the parent is damaged: build upon nothing rather than fail
             return None
 
-    def _finish(self, leaves: LeafTable) -> NodeId:
+    def _finish(self, content: Content) -> NodeId:
         nodes: list[tuple[NodeId, bytes]] = []
-        root = build_tree(leaves, self._keys, nodes)
+        if isinstance(content.leaves, LeafTable):
+            root = build_tree(content.leaves, self._keys, nodes)
+        else:
+            assert content.parent is not None
+            root = update_tree(self._trees, content.parent, content.leaves, self._keys, nodes)
         for first in range(0, len(nodes), _NODES_AT_ONCE):
             self._store_nodes(nodes[first : first + _NODES_AT_ONCE])
         return root

@@ -52,15 +52,19 @@ class Lease:
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def begin(self) -> None:
+    def begin(self) -> int:
         """Records the session, drops those that have expired, and starts renewing.
+
+        Returns:
+            How many other sessions there are.
 
         Raises:
             PointNotFound: a point that it should hold is gone.
         """
-        self._index.begin_session(self.row, int(self._clock()) - SESSION_LIFETIME_S)
+        others = self._index.begin_session(self.row, int(self._clock()) - SESSION_LIFETIME_S)
         self._thread = threading.Thread(target=self._renew, name="holdfast-heartbeat", daemon=True)
         self._thread.start()
+        return others
 
     def _renew(self) -> None:
         while not self._over.wait(_HEARTBEAT_S):

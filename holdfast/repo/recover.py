@@ -212,7 +212,7 @@ def _apply_marks(index: Index, marks: list[tuple[RecordId, Mark]], now: int) -> 
         return
     rows = {row.id: row for row in index.points()}
     changed: dict[PointId, PointRow] = {}
-    for _, mark in sorted(marks, key=lambda pair: (pair[1].time, pair[0])):
+    for _, mark in sorted(marks, key=lambda pair: (pair[1].time_ns, pair[0])):
         row = changed.get(mark.point) or rows.get(mark.point)
         if row is not None and mark.action in ("forget", "recall"):
             changed[mark.point] = replace(row, hidden=mark.action == "forget")

@@ -24,28 +24,17 @@ from typing import Final, Self
 
 from holdfast.chunker import ChunkerParams, make_chunker
 from holdfast.disk import BlockSink, Machine
-from holdfast.errors import IntegrityError, PointNotFound, UnsupportedFormat, UsageError, WrongPassword
-from holdfast.ids import PointId, RepositoryId
+from holdfast.errors import IntegrityError, UnsupportedFormat, UsageError, WrongPassword
+from holdfast.ids import RepositoryId
 from holdfast.repo import keys as key_slots
-from holdfast.repo.backup import (
-    BackupOptions,
-    BackupSummary,
-    DryRun,
-    build_manifest,
-    check_request,
-    matching_contents,
-    vm_identity,
-)
+from holdfast.repo.backup import BackupOptions, BackupSummary, Engine, run_backup
 from holdfast.repo.check import Checker, CheckReport, Finding, missing_from
-from holdfast.repo.codec import Opener, Sealer
+from holdfast.repo.codec import Opener
 from holdfast.repo.folder import RepositoryFolder
 from holdfast.repo.format.config import Cipher, Compression, Config, KeySlot
-from holdfast.repo.format.manifest import ContentTree, PointStatistics
-from holdfast.repo.format.record import Kind
+from holdfast.repo.format.manifest import ContentTree
 from holdfast.repo.format.rows import PackRow, PointRow
-from holdfast.repo.governor import LevelGovernor
 from holdfast.repo.index import Index, IndexFigures
-from holdfast.repo.ingest import Ingest
 from holdfast.repo.keys import Keys
 from holdfast.repo.lease import Lease, new_session_row
 from holdfast.repo.lmdb_index import LmdbIndex
@@ -56,7 +45,6 @@ from holdfast.repo.reader import DiskReader
 from holdfast.repo.records import RecordReader
 from holdfast.repo.recover import Home, Rebuilt, adopt_strays, rebuild_index
 from holdfast.repo.restore import RestoreCounters, restore_contents
-from holdfast.repo.session import Session
 from holdfast.repo.tree import TreeReader
 from holdfast.units import MIB
 
@@ -359,144 +347,11 @@ class Repository:
             StorageError: the repository can not be written; likewise.
         """
         self._require_writable()
-        options = options or BackupOptions()
-        labels = check_request(machine, options)
-        began, now = _time.monotonic(), int(_time.time())
-        keys = self.unlock()
-        index = self._index()
-        _records, trees = self._reading()
-        vm_uuid = vm_identity(machine)
-        parent = self._newest(vm_uuid)
-        sealer = Sealer(keys, self.config.compression.level)
-        params = ChunkerParams(self.config.chunker, self.config.chunk_size_bytes)
-        chunker = make_chunker(params, keys.chunker_seed) if keys.chunker_seed else make_chunker(params)
-        workers = options.workers or default_workers()
-        compression = self.config.compression
-        governor = LevelGovernor(compression.level) if compression.auto else None
-        others = len(index.sessions())
-        if options.dry_run:
-            dry = DryRun(index)
-            ingest = Ingest(
-                dry,
-                keys,
-                sealer,
-                chunker,
-                trees,
-                self.config.segment_bytes,
-                workers,
-                on_progress=options.on_progress,
-            )
-            self._take_in(ingest, machine, parent)
-            return self._summary(machine, vm_uuid, options.time or now, ingest, dry.stored_bytes, began, None)
-        adopt_strays(self._store, index, self._home(), now)
-        session = self._session(sealer, now, parent)
-        try:
-            ingest = Ingest(
-                session,
-                keys,
-                sealer,
-                chunker,
-                trees,
-                self.config.segment_bytes,
-                workers,
-                others,
-                governor,
-                options.on_progress,
-            )
-            contents = self._take_in(ingest, machine, parent)
-            counters = ingest.counters
-            manifest = build_manifest(
-                machine,
-                contents,
-                labels,
-                session=session.row.id,
-                vm_uuid=vm_uuid,
-                time=now if options.time is None else options.time,
-                received=now,
-                segment_bytes=self.config.segment_bytes,
-                chunker=self.config.chunker,
-                chunk_size_bytes=self.config.chunk_size_bytes,
-                parent=parent,
-                statistics=PointStatistics(
-                    bytes_read=counters.bytes_read,
-                    bytes_new=counters.bytes_new,
-                    bytes_stored=session.stored_bytes,
-                    chunks_new=counters.chunks_new,
-                    chunks_reused=counters.chunks_reused,
-                    duration_ms=int((_time.monotonic() - began) * 1000),
-                ),
-            )
-            point = PointId(keys.record_id(Kind.MANIFEST, manifest))
-            session.commit_point(point, manifest)
-        except BaseException:
-            with contextlib.suppress(Exception):  # the first error is the one to report
-                session.close(keep=True)
-            raise
-        session.close(keep=False)
-        when = now if options.time is None else options.time
-        return self._summary(machine, vm_uuid, when, ingest, session.stored_bytes, began, point)
-
-    def _newest(self, vm_uuid: str) -> Point | None:
-        """The newest point of a VM that a backup can build upon: cut the same way as it would be now."""
-        config = self.config
-        fitting = [
-            p
-            for p in self.points()
-            if p.manifest.vm_uuid == vm_uuid
-            and p.manifest.segment_bytes == config.segment_bytes
-            and (p.manifest.chunker, p.manifest.chunk_size_bytes) == (config.chunker, config.chunk_size_bytes)
-        ]
-        return max(fitting, key=lambda p: (p.manifest.received, p.manifest.time), default=None)
-
-    def _session(self, sealer: Sealer, now: int, parent: Point | None) -> Session:
-        def make(holds: tuple[PointId, ...]) -> Session:
-            return Session(
-                self._store,
-                self._index(),
-                sealer,
-                self.config.pack_bytes,
-                new_session_row("backup", now, holds),
-                self._home(),
-            )
-
-        session = make((parent.id,) if parent else ())
-        try:
-            session.begin()
-        except PointNotFound:  # forgotten a moment ago
-            session = make(())
-            session.begin()
-        return session
-
-    def _take_in(self, ingest: Ingest, machine: Machine, parent: Point | None) -> list[ContentTree]:
-        sources = [disk.source for disk in machine.disks] + [file.source for file in machine.files]
-        parents = matching_contents(machine, parent)
-        return ingest.run([ingest.content(s, tree) for s, tree in zip(sources, parents, strict=True)])
-
-    @staticmethod
-    def _summary(
-        machine: Machine,
-        vm_uuid: str,
-        time: int,
-        ingest: Ingest,
-        stored_bytes: int,
-        began: float,
-        point: PointId | None,
-    ) -> BackupSummary:
-        counters = ingest.counters
-        return BackupSummary(
-            point=point,
-            vm_name=machine.name,
-            vm_uuid=vm_uuid,
-            time=time,
-            size_bytes=counters.bytes_total,
-            bytes_read=counters.bytes_read,
-            bytes_new=counters.bytes_new,
-            bytes_stored=stored_bytes,
-            chunks_new=counters.chunks_new,
-            chunks_reused=counters.chunks_reused,
-            duration_s=_time.monotonic() - began,
-            warnings=machine.warnings,
+        records, trees = self._reading()
+        engine = Engine(
+            self.config, self.unlock(), self._store, self._index(), records, trees, self._home(), _time.time
         )
+        return run_backup(engine, machine, options or BackupOptions(), self.points())
 
     def _home(self) -> Home:
         return Home(self.config.id, self._is_complete, lambda: Opener(self.unlock()))

@@ -142,13 +142,16 @@ class Session:
 
     # --- life
 
-    def begin(self) -> None:
+    def begin(self) -> int:
         """Records the session, and keeps it alive from now on.
+
+        Returns:
+            How many other sessions there are.
 
         Raises:
             PointNotFound: a point that it should hold is gone.
         """
-        self._lease.begin()
+        return self._lease.begin()
 
     def _lost(self, error: HoldfastError) -> None:
         self._failure = self._failure or error

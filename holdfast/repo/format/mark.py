@@ -2,7 +2,7 @@
 
 A manifest never changes. That its point was forgotten, brought back, pinned, unpinned or collected is
 written as a record of its own, so that an index made from the packs says the same as the one that was lost.
-Marks are applied in the order of their time and, within a second, of their ids.
+Marks are applied in the order of their time, and at the same time of their ids.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Mark:
         action: `forget` hides the point, `recall` takes that back, `pin` protects it from policies, `unpin`
             takes that back, `collect` says that what it needed may be gone: it is never listed again.
         session: random; makes every mark a record of its own.
-        time: Unix seconds.
+        time_ns: nanoseconds since 1970: two changes within one second keep their order.
     """
 
     action: Action
     point: PointId
     session: SessionId
-    time: int
+    time_ns: int
 
 
 def encode_mark(mark: Mark) -> bytes:
@@ -47,7 +47,7 @@ def encode_mark(mark: Mark) -> bytes:
             "action": mark.action,
             "point": mark.point.hex(),
             "session": mark.session.hex(),
-            "time": mark.time,
+            "time_ns": mark.time_ns,
             "type": "mark",
             "version": MARK_VERSION,
         }
@@ -73,5 +73,5 @@ def decode_mark(data: bytes) -> Mark:
         cast("Action", action),
         PointId(RecordId(fields.raw("point", ID_BYTES))),
         SessionId(fields.raw("session", SESSION_ID_BYTES)),
-        fields.integer("time"),
+        fields.integer("time_ns"),
     )
