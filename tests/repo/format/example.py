@@ -166,7 +166,10 @@ def dump() -> str:
 def key_rows() -> list[tuple[str, str]]:
     """What follows from the example's master key."""
     keys = secret_keys("aes256-gcm", MASTER)
-    rows = [("data key", keys.data_key), *((f"key `id of {kind.name}`", key) for kind, key in keys.id_keys)]
+    rows = [
+        ("data key", keys.data_key),
+        *((f"key of {kind.name.lower()} ids", key) for kind, key in keys.id_keys),
+    ]
     assert keys.chunker_seed is not None
     rows += [("chunker seed", keys.chunker_seed)]
     chunk = keys.record_id(Kind.CHUNK, CHUNK)

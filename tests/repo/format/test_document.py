@@ -24,7 +24,7 @@ from holdfast.repo import keys as k
 from holdfast.repo import lmdb_index
 from holdfast.repo.backup import vm_identity
 from holdfast.repo.codec import Sealer
-from holdfast.repo.format import canonical, config, manifest, node, record, rows
+from holdfast.repo.format import canonical, config, manifest, mark, node, record, rows
 from holdfast.repo.format.canonical import Json
 from holdfast.repo.format.record import Codec, Kind, RecordHeader
 
@@ -143,20 +143,19 @@ def test_an_encrypted_record_opens_by_the_document_alone(
     salt, count = fields["salt"], fields["number"]
     assert isinstance(salt, bytes)
     assert isinstance(count, int)
-    record_key = blake3.blake3(salt, key=data_key).digest()
+    associated = record.encode_record_header(header, PACK)[:48]
+    record_key = blake3.blake3(salt + associated, key=data_key).digest()
     cipher_of = {"aes256-gcm": AESGCM, "chacha20-poly1305": ChaCha20Poly1305}[cipher]
-    opened = cipher_of(
-        record_key
-    ).decrypt(
+    opened = cipher_of(record_key).decrypt(
         bytes(4) + struct.pack("<Q", count),
         fields["ciphertext"] + fields["tag"],  # type: ignore[operator]
-        record.encode_record_header(header, PACK)[:48],
+        associated,
     )
     if header.codec is Codec.ZSTD:
         opened = zstandard.ZstdDecompressor().decompress(opened, max_output_size=header.plain_bytes)
     assert opened == plaintext
     assert header.strong_hash == blake3.blake3(sealed.payload).digest()[:16]
-    id_key = blake3.blake3(master, derive_key_context=PREFIX + "id of CHUNK").digest()
+    id_key = blake3.blake3(master, derive_key_context=PREFIX + "key of chunk ids").digest()
     assert header.id == blake3.blake3(plaintext, key=id_key).digest()
 
 
@@ -168,25 +167,25 @@ def test_every_context_is_the_one_that_is_used(tables: Tables, document: str) ->
     master, text = bytes(range(32)), b"some plaintext"
     keys, clear = k.secret_keys("aes256-gcm", master), k.clear_keys()
     id_keys = dict(keys.id_keys)
+    assert id_keys.keys() == set(Kind) - {Kind.TABLE}
     made = {
         ("record encryption", "master key"): keys.data_key,
-        ("id of CHUNK", "master key"): id_keys[Kind.CHUNK],
-        ("id of NODE", "master key"): id_keys[Kind.NODE],
-        ("id of MANIFEST", "master key"): id_keys[Kind.MANIFEST],
         ("chunker seed", "master key"): keys.chunker_seed,
-        ("key check", "master key"): k.key_check(master),
-        ("id of NODE", "plaintext of a node"): clear.record_id(Kind.NODE, text),
-        ("id of MANIFEST", "plaintext of a manifest"): clear.record_id(Kind.MANIFEST, text),
+        ("clear node id", "plaintext of a node"): clear.record_id(Kind.NODE, text),
+        ("clear manifest id", "plaintext of a manifest"): clear.record_id(Kind.MANIFEST, text),
+        ("clear mark id", "plaintext of a mark"): clear.record_id(Kind.MARK, text),
     }
+    made |= {(f"key of {kind.name.lower()} ids", "master key"): key for kind, key in id_keys.items()}
     listed = {
         (row["context, after the common beginning"].strip("`"), row["input"]) for row in tables["contexts"]
     }
-    assert listed == made.keys() | {("uuid of a name", "name of a VM, UTF-8")}
+    elsewhere = {("configuration", "master key"), ("uuid of a name", "name of a VM, UTF-8")}
+    assert listed == made.keys() | elsewhere
+    contexts = [context for context, _ in listed]
+    assert len(contexts) == len(set(contexts)), "one context per purpose"
     for (context, source), value in made.items():
         input_bytes = master if source == "master key" else text
-        assert value is not None
-        derived = blake3.blake3(input_bytes, derive_key_context=PREFIX + context).digest()
-        assert derived[: len(value)] == value, context
+        assert blake3.blake3(input_bytes, derive_key_context=PREFIX + context).digest() == value, context
 
 
 def test_identity_of_a_vm_without_uuid() -> None:
@@ -197,19 +196,23 @@ def test_identity_of_a_vm_without_uuid() -> None:
 
 
 def test_ids(tables: Tables) -> None:
-    assert [(row["repository"], row["kind"]) for row in tables["ids"]] == [
-        ("clear", "CHUNK"),
-        ("clear", "NODE"),
-        ("clear", "MANIFEST"),
-        ("encrypted", "CHUNK, NODE, MANIFEST"),
-        ("both", "TABLE"),
-    ]
-    plain = blake3.blake3(b"text").digest()
-    secret = k.secret_keys("aes256-gcm", bytes(32))
-    assert k.clear_keys().record_id(Kind.CHUNK, b"text") == plain
-    assert k.clear_keys().record_id(Kind.TABLE, b"text") == secret.record_id(Kind.TABLE, b"text") == plain
-    for kind, key in secret.id_keys:
-        assert secret.record_id(kind, b"text") == blake3.blake3(b"text", key=key).digest()
+    clear, secret = k.clear_keys(), k.secret_keys("aes256-gcm", bytes(32))
+    checked = set()
+    for row in tables["ids"]:
+        kind = Kind[row["kind"]]
+        context = re.search(r"`([^`]+)`", row["id"])
+        if context is None:
+            expected = blake3.blake3(b"text").digest()
+        elif row["repository"] == "clear":
+            expected = blake3.blake3(b"text", derive_key_context=PREFIX + context[1]).digest()
+        else:
+            key = blake3.blake3(bytes(32), derive_key_context=PREFIX + context[1]).digest()
+            expected = blake3.blake3(b"text", key=key).digest()
+        for name, keys in (("clear", clear), ("encrypted", secret)):
+            if row["repository"] in (name, "both"):
+                checked.add((name, kind))
+                assert keys.record_id(kind, b"text") == keys.namer(kind)(b"text") == expected
+    assert checked == {(name, kind) for name in ("clear", "encrypted") for kind in Kind}
     assert bytes(32) == HOLE_ID
 
 
@@ -280,7 +283,7 @@ def holds(table: Rows, value: Json) -> None:
 
 
 def sample_manifest() -> manifest.Manifest:
-    tree = manifest.ContentTree(16 << 20, NodeId(RecordId(b"t" * 32)))
+    tree = manifest.ContentTree(16 << 20, NodeId(RecordId(b"t" * 32)), 16 << 20)
     disk = DiskInfo(
         "web.vmdk", 16 << 20, "vmdk", "web-flat.vmdk", "# Disk", "vmfs", "scsi0:0", "6" * 32, "lsilogic",
         DiskGeometry(10, 255, 63),
@@ -344,7 +347,7 @@ def sample_config(*, encrypted: bool) -> config.Config:
         made.segment_bytes,
         made.pack_bytes,
         made.compression,
-        config.Encryption("aes256-gcm", b"k" * 16, (slot,)),
+        config.Encryption("aes256-gcm", b"k" * 32, (slot,)),
     )
 
 
@@ -358,6 +361,26 @@ def test_config(tables: Tables) -> None:
     checked = canonical.encode({key: inner for key, inner in value.items() if key != "checksum"})
     assert value["checksum"] == blake3.blake3(checked).hexdigest()
     holds(tables["config"], json.loads(config.encode_config(sample_config(encrypted=False))))
+
+
+def test_mac_of_the_configuration() -> None:
+    import json
+
+    master = bytes(range(32))
+    value = json.loads(config.encode_config(k.authenticated(sample_config(encrypted=True), master)))
+    mac = value["encryption"].pop("mac")
+    del value["checksum"]
+    key = blake3.blake3(master, derive_key_context=PREFIX + "configuration").digest()
+    assert mac == blake3.blake3(canonical.encode(value), key=key).hexdigest()
+
+
+def test_mark(tables: Tables) -> None:
+    made = mark.Mark("forget", PointId(RecordId(b"p" * 32)), SessionId(b"s" * 16), 1_700_000_000)
+    value = canonical.decode(mark.encode_mark(made))
+    holds(tables["mark"], value)
+    assert isinstance(value, dict)
+    assert (value["type"], value["version"]) == ("mark", 1)
+    assert [row["action"].strip("`") for row in tables["actions"]] == list(get_args(mark.Action))
 
 
 def test_associated_data_of_a_slot(tables: Tables) -> None:
@@ -377,11 +400,11 @@ def test_rows(tables: Tables) -> None:
         "pack": 1, "offset": 2, "stored_bytes": 3, "plain_bytes": 4, "epoch": 5, "kind": 1, "reserved": 0,
         "crc": zlib.crc32(key + data[:-4]),
     }  # fmt: skip
-    row = rows.PackRow(7, PACK, rows.PackState.SEALED, 11, 12, 13, 14, 15, 16)
+    row = rows.PackRow(7, PACK, rows.PackState.SEALED, 11, 12, 17, 13, 14, 15, 16)
     data = rows.encode_pack_row(row)
     assert rows.pack_key(7) == struct.pack(">I", 7)
     assert read(tables["row-packs"], data) == {
-        "id": PACK, "state": 2, "reserved": bytes(3), "records": 12, "committed_bytes": 11, "live_bytes": 13,
+        "id": PACK, "state": 2, "reserved": bytes(3), "records": 12, "dead_records": 17, "committed_bytes": 11, "live_bytes": 13,
         "dead_bytes": 14, "created": 15, "verified": 16, "crc": zlib.crc32(rows.pack_key(7) + data[:-4]),
     }  # fmt: skip
     for flags in range(4):
@@ -457,6 +480,8 @@ def test_limits(tables: Tables) -> None:
         "name of a VM": manifest.MAX_NAME_BYTES,
         "labels of a point": manifest.MAX_LABELS_BYTES,
         "configuration": config.MAX_CONFIG_BYTES,
+        "manifest": manifest.MAX_MANIFEST_BYTES,
+        "slots": config.MAX_SLOTS,
         "packs": 2**32,
         "index": lmdb_index._MAP_BYTES,
     }
@@ -471,7 +496,7 @@ def test_limits(tables: Tables) -> None:
         "kdf.r, most": ("r", 1),
         "kdf.p, most": ("p", 1),
     }
-    assert limits.keys() == constants.keys() | bounds.keys() | {"memory of scrypt"}
+    assert limits.keys() == constants.keys() | bounds.keys() | {"memory of scrypt", "work of scrypt"}
     assert {name: limits[name] for name in constants} == constants
     for name, (member, direction) in bounds.items():
         limit = limits[name]
@@ -482,6 +507,9 @@ def test_limits(tables: Tables) -> None:
     memory = limits["memory of scrypt"]
     assert accepts_config(n=memory // 128 // 16, r=16)
     assert not accepts_config(n=memory // 128 // 16, r=17)
+    work = limits["work of scrypt"]
+    assert accepts_config(n=work // 32, r=8, p=4)
+    assert not accepts_config(n=work // 32, r=8, p=5)
     assert limits["records in a pack"] * record.TABLE_ENTRY_BYTES <= limits["plaintext of a record"]
     assert node.FANOUT ** limits["level of a root"] * limits["segment_bytes, least"] == 1 << 60
     worst_leaf = 8 + limits["segment_bytes, most"] // 4096 * 36
@@ -549,7 +577,7 @@ def test_example_can_be_read_by_the_document_alone(document: str, tables: Tables
     chunk, leaf, table = (found[kind] for kind in (1, 2, 127))
     assert footer["entries"] == len(table[1]) // 48 == 2
     assert chunk[0]["id"] == blake3.blake3(chunk[1]).digest()
-    assert leaf[0]["id"] == blake3.blake3(leaf[1], derive_key_context=PREFIX + "id of NODE").digest()
+    assert leaf[0]["id"] == blake3.blake3(leaf[1], derive_key_context=PREFIX + "clear node id").digest()
     fields = read(tables["leaf"], leaf[1], n=1, m=1)
     assert fields["ids"] == chunk[0]["id"]
     assert chunk[1] == b"a chunk of bytes"

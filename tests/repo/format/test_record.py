@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -219,13 +218,13 @@ ENTRY = TableEntry(RecordId(b"e" * 32), 64, 100, 200, Kind.CHUNK, Codec.ZSTD, 1)
 @pytest.mark.parametrize(
     "entries",
     [
-        [replace(ENTRY, offset=63)],  # inside of the pack's header
-        [ENTRY, replace(ENTRY, offset=64 + 72 + 99)],  # inside of the one before
-        [replace(ENTRY, offset=500), ENTRY],  # backwards
+        [ENTRY._replace(offset=63)],  # inside of the pack's header
+        [ENTRY, ENTRY._replace(offset=64 + 72 + 99)],  # inside of the one before
+        [ENTRY._replace(offset=500), ENTRY],  # backwards
         [ENTRY, ENTRY],
-        [replace(ENTRY, stored_bytes=r.MAX_STORED_BYTES + 1)],
-        [replace(ENTRY, plain_bytes=r.MAX_PLAIN_BYTES + 1)],
-        [replace(ENTRY, offset=2**32 - 100)],  # beyond the end of any pack
+        [ENTRY._replace(stored_bytes=r.MAX_STORED_BYTES + 1)],
+        [ENTRY._replace(plain_bytes=r.MAX_PLAIN_BYTES + 1)],
+        [ENTRY._replace(offset=2**32 - 100)],  # beyond the end of any pack
     ],
 )
 def test_impossible_tables_are_damaged(entries: list[TableEntry]) -> None:
@@ -287,6 +286,6 @@ def test_fuzz_footer(data: bytes) -> None:
     assert found in (None, PackFooter(1, 1))
 
 
-@given(mutated(r.encode_table([ENTRY, replace(ENTRY, offset=300)])))
+@given(mutated(r.encode_table([ENTRY, ENTRY._replace(offset=300)])))
 def test_fuzz_table(survives: Survives, data: bytes) -> None:
     survives(lambda: r.decode_table(data), (DamagedData, UnsupportedFormat))
