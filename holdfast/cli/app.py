@@ -128,5 +128,15 @@ def _checked(path: str, name: str, options: Mapping[str, Value]) -> Mapping[str,
                 f"unknown key '{key}' in the table '{name}' of the configuration file {path}",
                 hint=f"known are {', '.join(known)}",
             )
-        checked[key] = [value] if option.multiple and isinstance(value, str) else value
+        checked[key] = [value] if option.multiple and not isinstance(value, list) else value
+        if not _fits(checked[key], option):
+            raise UsageError(
+                f"the key '{key}' in the configuration file {path} has a value of the wrong type"
+            )
     return checked
+
+
+def _fits(value: Value, option: click.Option) -> bool:
+    """Whether a value of the file is of a type that an option can take; its range is looked at later."""
+    values = value if isinstance(value, list) and option.multiple else [value]
+    return all(isinstance(one, str | int | float) for one in values)

@@ -25,7 +25,7 @@ _GLOBAL: Final = ("repository", "password_file", "password_command")
 _SECRETS: Final = ("password", "passphrase", "new_password", "key", "master_key")
 MAX_FILE_BYTES: Final = 1 << 20
 
-Value = str | int | float | bool | list[str]
+Value = str | int | float | bool | list[str | int | float]
 
 
 @dataclass(frozen=True, slots=True)

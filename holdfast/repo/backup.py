@@ -190,7 +190,7 @@ def build_manifest(
     session: SessionId,
     vm_uuid: str,
     when: int,
-    received: int,
+    received_ms: int,
     config: Config,
     parent: Point | None,
     mapped: Collection[str],
@@ -221,7 +221,7 @@ def build_manifest(
             host=socket.gethostname(),
             origin=machine.origin,
             time=when,
-            received=received,
+            received_ms=received_ms,
             segment_bytes=config.segment_bytes,
             chunker=config.chunker,
             chunk_size_bytes=config.chunk_size_bytes,
@@ -270,7 +270,8 @@ def run_backup(
         points: all restore points; the backup builds upon the newest one of the same VM.
     """
     labels = check_request(machine, options)
-    began, now = time.monotonic(), int(engine.clock())
+    began, began_ms = time.monotonic(), int(engine.clock() * 1000)
+    now = began_ms // 1000
     vm_uuid = vm_identity(machine)
     parent = _base(engine.config, points, vm_uuid, options)
     sealer = Sealer(engine.keys, engine.config.compression.level)
@@ -291,7 +292,7 @@ def run_backup(
             session=session.row.id,
             vm_uuid=vm_uuid,
             when=now if options.time is None else options.time,
-            received=now,
+            received_ms=began_ms,
             config=engine.config,
             parent=parent,
             mapped=_mapped(machine, parent, options),
@@ -340,7 +341,7 @@ def _base(config: Config, points: Sequence[Point], vm_uuid: str, options: Backup
             )
         return options.base
     fitting = [point for point in points if _fits(config, point, vm_uuid)]
-    return max(fitting, key=lambda p: (p.manifest.received, p.manifest.time), default=None)
+    return max(fitting, key=lambda p: (p.manifest.received_ms, p.manifest.time), default=None)
 
 
 def _ingest(

@@ -55,7 +55,7 @@ def open_point(row: PointRow, opener: Opener) -> Point:
 
 
 def _age_key(point: Point) -> tuple[int, int, bytes]:
-    return (point.manifest.time, point.manifest.received, point.id)
+    return (point.manifest.time, point.manifest.received_ms, point.id)
 
 
 def points_of_vm(points: Sequence[Point], vm: str) -> list[Point]:

@@ -282,7 +282,7 @@ class Repository:
                 self._notify(f"restore point {row.id.hex()[:12]} is left out: {error.message}")
         if vm is not None:
             return points_of_vm(found, vm)
-        return sorted(found, key=lambda p: (p.manifest.time, p.manifest.received, p.id))
+        return sorted(found, key=lambda p: (p.manifest.time, p.manifest.received_ms, p.id))
 
     def resolve(self, text: str) -> Point:
         """The point that `VM@latest`, `VM@latest~2`, `VM@TIME` or a unique id prefix names."""

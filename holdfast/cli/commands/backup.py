@@ -36,7 +36,7 @@ def _labels(pairs: tuple[str, ...]) -> dict[str, str]:
 
 
 @click.command("backup")
-@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=click.Path())
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.option("--vm", metavar="NAME", help="The VM's name, instead of the one that the source has.")
 @click.option(
     "--label", metavar="KEY=VALUE", multiple=True, help="Attach this to the restore point. Repeatable."

@@ -22,7 +22,7 @@ __all__ = ["command"]
 
 @click.command("restore")
 @click.argument("point")
-@click.argument("dest", type=click.Path())
+@click.argument("dest")
 @click.option("--disk", metavar="NAME", help="Only this disk, by name or by where it is attached (scsi0:0).")
 @click.option(
     "--as",

@@ -44,7 +44,7 @@ def _print(point: Point) -> None:
             ("vm", manifest.vm_name),
             ("uuid", manifest.vm_uuid),
             ("time", format_time(manifest.time)),
-            ("received", format_time(manifest.received)),
+            ("received", format_time(manifest.received_ms // 1000)),
             ("kind", "VM folder" if manifest.kind == "vm" else "single disk"),
             ("origin", f"{manifest.origin} on {manifest.host}"),
             ("labels", " ".join(f"{key}={value}" for key, value in manifest.labels) or "none"),

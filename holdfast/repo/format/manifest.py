@@ -101,7 +101,8 @@ class Manifest:
         session: of the backup; makes every manifest unique.
         vm_uuid: 32 hexadecimal digits; groups the points of a VM.
         time: of the VM snapshot: the moment that the data stands for, Unix seconds.
-        received: when the repository's side took it in, Unix seconds.
+        received_ms: when the backup began by the clock of the repository's side, Unix milliseconds; puts points
+            of the same second in order.
         segment_bytes: of the trees.
         parent: id of the point that the backup built upon, as hexadecimal; for information only.
     """
@@ -113,7 +114,7 @@ class Manifest:
     host: str
     origin: str
     time: int
-    received: int
+    received_ms: int
     segment_bytes: int
     chunker: str
     chunk_size_bytes: int
@@ -180,7 +181,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
             "origin": manifest.origin,
             "parent": manifest.parent,
             "partial": manifest.partial,
-            "received": manifest.received,
+            "received_ms": manifest.received_ms,
             "segment_bytes": manifest.segment_bytes,
             "session": manifest.session.hex(),
             "statistics": {
@@ -273,7 +274,7 @@ def decode_manifest(data: bytes) -> Manifest:
         host=fields.text("host"),
         origin=fields.text("origin"),
         time=fields.integer("time"),
-        received=fields.integer("received"),
+        received_ms=fields.integer("received_ms"),
         segment_bytes=segment_bytes,
         chunker=chunker.text("name"),
         chunk_size_bytes=chunker.integer("chunk_size_bytes", least=1),

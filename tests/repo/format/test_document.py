@@ -296,7 +296,7 @@ def sample_manifest() -> manifest.Manifest:
         host="backup1",
         origin="/vmfs/web",
         time=1_700_000_000,
-        received=1_700_000_001,
+        received_ms=1_700_000_001_000,
         segment_bytes=16 << 20,
         chunker="aligned",
         chunk_size_bytes=65536,

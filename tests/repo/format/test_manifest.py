@@ -35,7 +35,7 @@ MANIFEST = Manifest(
     host="backup1",
     origin="/vms/web",
     time=1_700_000_000,
-    received=1_700_000_060,
+    received_ms=1_700_000_060_000,
     segment_bytes=SEGMENT,
     chunker="aligned",
     chunk_size_bytes=65536,
@@ -94,7 +94,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         host=draw(texts),
         origin=draw(texts),
         time=draw(sizes),
-        received=draw(sizes),
+        received_ms=draw(sizes),
         segment_bytes=segment,
         chunker=draw(texts),
         chunk_size_bytes=draw(st.integers(1, 2**62)),
@@ -121,8 +121,8 @@ def test_frozen_manifest() -> None:
     data = m.encode_manifest(MANIFEST)
     assert m.decode_manifest(data) == MANIFEST
     assert (len(data), blake3.blake3(data).hexdigest()) == (
-        1471,
-        "201588a2f3515ab52371433fd2f3700f93ecc5c8d91f3c3cc0b2a765dcef69f4",
+        1477,
+        "fcce9a6c8c84ac9312c257d2650807a839862ec9b55a86b3e8514da3143532f0",
     )
     assert data.startswith(
         b'{"chunker":{"chunk_size_bytes":65536,"name":"aligned"},"disks":[{"adapter":"lsilogic",'
@@ -169,7 +169,7 @@ def test_every_member_is_needed(name: str) -> None:
     ("path", "value"),
     [
         ("type", "mark"), ("session", "00" * 15), ("session", "00" * 17), ("session", "AB" * 16), ("vm.uuid", "x"), ("vm", []),
-        ("time", -1), ("time", "1"), ("received", None), ("partial", 1), ("labels", {"a": 1}), ("labels", []),
+        ("time", -1), ("time", "1"), ("received_ms", None), ("partial", 1), ("labels", {"a": 1}), ("labels", []),
         ("warnings", [1]), ("folders", "a"), ("disks", {}), ("disks", [1]), ("disks.0.root", "00" * 31),
         ("disks.0.size_bytes", -1), ("disks.0.size_bytes", 2**62 + 1), ("disks.0.geometry", 1), ("disks.0.geometry", {}),
         ("files.0.mode", 0o10000), ("files.0.mode", -1), ("files.0.mtime_ns", -(2**62) - 1), ("files.0.name", None),
