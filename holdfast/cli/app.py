@@ -31,6 +31,7 @@ _SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "key": "Manage the passwords and the key of an encrypted repository.",
     },
     "Other": {
+        "bench": "Measure which settings suit your data and disks.",
         "version": "Show the version.",
     },
 }

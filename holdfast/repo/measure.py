@@ -282,7 +282,7 @@ def measure(
         on_step("backing the sample up and reading it back", number / len(counts))
         threads.append(_run_engine(sample, os.path.join(folder, f"threads-{count}"), count))
     return Measurement(
-        data_bytes=len(every) * segment_bytes,
+        data_bytes=min(len(every) * segment_bytes, source.size_bytes),
         sample_bytes=sample.size_bytes,
         cores=len(os.sched_getaffinity(0)),
         read_rate=sample.size_bytes / max(read_s, 1e-9),

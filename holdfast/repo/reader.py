@@ -92,6 +92,10 @@ class DiskReader(io.RawIOBase):
             result[first - offset : last - offset] = data[first - start : last - start]
         return bytes(result)
 
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fills the buffer, so that a stored disk can be a `BlockSource` itself."""
+        buffer[:] = self.pread(offset, len(buffer))
+
     def data_extents(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yields (offset, length) of what is no hole in [start, end), neighbours merged."""
         open_start = open_end = -1

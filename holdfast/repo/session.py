@@ -302,21 +302,32 @@ class Session:
         """A pack that an earlier session left open, with room in it."""
         tries = 0
         for row in self._index.packs():
-            if row.state is not PackState.OPEN or tries >= _MOST_ADOPTIONS:
-                continue
+            whole = row.committed_bytes == PACK_HEADER_BYTES + row.live_bytes + row.dead_bytes
+            if row.state is not PackState.OPEN or not whole or tries >= _MOST_ADOPTIONS:
+                continue  # a pack that holds more than its records was damaged once: leave it alone
             tries += 1
             writer = adopt_pack(self._packs, self._index, row.id, self._home, int(self._clock()))
             if writer is None:
                 continue
-            pack = _OpenPack(writer, row.created, writer.length, [], row.records + row.dead_records)
+            now = next(now for now in self._index.packs() if now.id == row.id)  # with its adopted tail
+            pack = _OpenPack(writer, row.created, writer.length, [], now.records + now.dead_records)
             if writer.length < self._pack_bytes and pack.earlier < MAX_TABLE_ENTRIES:
                 return pack
-            self._pack = pack
             self._seal(pack)
         return None
 
     def _seal(self, pack: _OpenPack) -> None:
-        """Appends table and footer; the pack is synced, and committed as sealed, with the batch."""
+        """Leaves a full pack to the next commit, which ends it. Called with the lock held."""
+        self._gathering.sealed.append(pack)
+        self._pack = None
+
+    def _end_pack(self, pack: _OpenPack) -> None:
+        """Appends table and footer.
+
+        Durability: all of the pack is on disk on return. Its records were before its footer was written, so
+        that a footer proves them: a table need not be doubted after a crash.
+        """
+        pack.writer.sync()
         entries = pack.entries
         if pack.from_offset > PACK_HEADER_BYTES:
             scanner = PackScanner(self._packs, pack.writer.id, pack.from_offset, payloads=False)
@@ -347,8 +358,7 @@ class Session:
                 encode_pack_footer(footer, pack.writer.id),
             ]
         )
-        self._gathering.sealed.append(pack)
-        self._pack = None
+        pack.writer.sync()
 
     # --- committing
 
@@ -382,32 +392,30 @@ class Session:
         with self._lock:
             batch, self._gathering = self._gathering, _Gathering(time.monotonic())
             self._committing = batch.ids
+            open_pack = self._pack
+            open_bytes = open_pack.writer.length if open_pack is not None else 0
+        try:
+            if not batch.records and not batch.segments and not batch.sealed and point is None:
+                return []
+            for pack in batch.sealed:
+                self._end_pack(pack)
             progress = [
                 PackProgress(pack.writer.id, pack.writer.length, PackState.SEALED, pack.created)
                 for pack in batch.sealed
             ]
-            open_pack = self._pack
             if open_pack is not None:
+                if batch.records:
+                    open_pack.writer.sync()
                 progress.append(
-                    PackProgress(
-                        open_pack.writer.id, open_pack.writer.length, PackState.OPEN, open_pack.created
-                    )
+                    PackProgress(open_pack.writer.id, open_bytes, PackState.OPEN, open_pack.created)
                 )
-        if not batch.records and not batch.segments and not batch.sealed and point is None:
+            return self._commit_batch(batch, progress, point)
+        finally:
             with self._lock:
+                self._generation += 1
                 self._committing = set()
-            return []
-        for pack in batch.sealed:
-            pack.writer.sync()
-        if open_pack is not None and batch.records:
-            open_pack.writer.sync()
-        redo = self._commit_batch(batch, progress, point)
-        with self._lock:
-            self._generation += 1
-            self._committing = set()
-        for pack in batch.sealed:
-            pack.writer.close()
-        return redo
+            for pack in batch.sealed:
+                pack.writer.close()
 
     def _commit_batch(
         self, batch: _Gathering, progress: list[PackProgress], point: PointRow | None

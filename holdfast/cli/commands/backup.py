@@ -45,6 +45,12 @@ def _labels(pairs: tuple[str, ...]) -> dict[str, str]:
 @click.option(
     "-n", "--dry-run", is_flag=True, help="Read everything and say what would be stored; store nothing."
 )
+@click.option(
+    "--changed-extents",
+    metavar="FILE",
+    help="Read only what this JSON file says has changed since an earlier restore point.",
+)
+@click.option("--read-all", is_flag=True, help="Read everything, whatever --changed-extents says.")
 @workers_option
 @repository_options
 @click.pass_obj
@@ -55,6 +61,8 @@ def command(
     label: tuple[str, ...],
     time: str | None,
     dry_run: bool,
+    changed_extents: str | None,
+    read_all: bool,
     workers: int | None,
 ) -> None:
     """Back up VM folders, disk images or block devices.
@@ -63,6 +71,9 @@ def command(
     a restore point of its own; if one can not be read, the others are backed up all the same.
 
     A VM is recognised by the UUID in its .vmx, whatever its name is; a source without one by its name.
+
+    --changed-extents takes {"base": "POINT", "disks": {"web1.vmdk": [[OFFSET, LENGTH], ...]}}: all that differs from
+    that point, in bytes. A wrong map makes a wrong restore point; --read-all is always right.
     """
     from holdfast.repo.backup import BackupOptions
 
@@ -70,6 +81,9 @@ def command(
         raise UsageError("--vm names one VM, but there are several sources", hint="back them up one by one")
     if vm == "":
         raise UsageError("--vm is empty")
+    if changed_extents is not None and len(sources) > 1:
+        raise UsageError("--changed-extents belongs to one source, but there are several")
+    map_file = None if read_all else changed_extents
     options = BackupOptions(
         labels=_labels(label),
         time=None if time is None else parse_time(time),
@@ -80,7 +94,7 @@ def command(
     with invocation.open_repository() as repository:
         for source in sources:
             try:
-                _back_up(invocation, repository, source, vm, options)
+                _back_up(invocation, repository, source, vm, map_file, options)
             except (SourceError, UsageError) as error:
                 if len(sources) == 1:
                     raise
@@ -91,7 +105,12 @@ def command(
 
 
 def _back_up(
-    invocation: Invocation, repository: Repository, source: str, vm: str | None, options: BackupOptions
+    invocation: Invocation,
+    repository: Repository,
+    source: str,
+    vm: str | None,
+    map_file: str | None,
+    options: BackupOptions,
 ) -> None:
     import contextlib
     import dataclasses
@@ -101,6 +120,11 @@ def _back_up(
 
     refuse_overlap(repository.path, source)
     with contextlib.closing(open_machine(source, name=vm)) as machine:
+        if map_file is not None:
+            from holdfast.cli.changes import read_change_file
+
+            base, changes = read_change_file(map_file, repository, machine)
+            options = dataclasses.replace(options, base=base, changes=changes)
         invocation.if_interrupted = (
             ""
             if options.dry_run

@@ -24,17 +24,17 @@ _ZSTD: Final = re.compile(r"zstd(?::(\d{1,2}))?\Z")
 
 
 def compression_level(text: str) -> int:
-    """The level that `zstd:N`, `zstd` or `none` stands for; 0 is none.
+    """The level that `zstd:N`, `zstd`, `auto` or `none` stands for; 0 is none.
 
     Raises:
         UsageError: it is nothing of these.
     """
-    if text == "none":
-        return 0
+    if text in ("none", "auto"):
+        return 0 if text == "none" else 1
     match = _ZSTD.match(text)
     level = int(match[1] or 1) if match else 0
     if not 1 <= level <= 19:
-        raise UsageError(f"'{text}' is no compression", hint="write none, or zstd:1 to zstd:19")
+        raise UsageError(f"'{text}' is no compression", hint="write none, auto, or zstd:1 to zstd:19")
     return level
 
 
@@ -62,10 +62,10 @@ def compression_level(text: str) -> int:
 )
 @click.option(
     "--compression",
-    metavar="zstd:N|none",
+    metavar="zstd:N|auto|none",
     default="zstd:1",
     show_default=True,
-    help="How chunks are compressed; N is 1 (fast) to 19 (small).",
+    help="How chunks are compressed; N is 1 (fast) to 19 (small); auto raises it while the source is slow.",
 )
 @repository_options
 @click.pass_obj
@@ -83,6 +83,7 @@ def command(invocation: Invocation, encryption: str, chunker: str, chunk_size: s
         chunker=chunker,
         chunk_size_bytes=parse_size(chunk_size),
         compression_level=compression_level(compression),
+        compression_auto=compression == "auto",
     )
     password = password_for_init(invocation) if options.cipher else None
     with Repository.init(path, options, password=password) as repository:
