@@ -6,9 +6,9 @@ kernel may end the process by a signal that no Python code sees. The parent sees
 Invariants: the parent forks before anything heavy is imported, does nothing but wait and pass signals on, and
 never ends before the child; if it is killed, the child is killed with it by the kernel.
 
-A Ctrl-C reaches both processes at once, and the parent passes on what it gets: the child may see one request
-twice. So the first signal interrupts the command, others within a second are the same request, and one that comes
-later ends it at once.
+Who signals the whole process group reaches both processes, and the parent passes on what it gets: the child may
+see one request twice. So the first signal interrupts the command, others within a second are the same request, and
+one that comes later ends it at once. A Ctrl-C at the terminal is not passed on: the child has got it already.
 """
 
 from __future__ import annotations
@@ -57,9 +57,12 @@ def supervise(command: Callable[[], int], *, json: bool) -> int:
             faulthandler.enable()
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, waited_for)
-            return command()
-        except KeyboardInterrupt:  # before the command had begun to catch it
-            return EXIT_INTERRUPTED
+            code = command()
+            # The end is decided: a late copy of a request must not kill the interpreter while it shuts down.
+            signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
+        except KeyboardInterrupt:  # outside of what the command itself catches
+            code = EXIT_INTERRUPTED
+        return code
     return _outcome(_wait(child, waited_for), json=json)
 
 
@@ -93,9 +96,10 @@ def _wait(child: int, waited_for: set[signal.Signals]) -> int:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return status
-        number = signal.sigwaitinfo(waited_for).si_signo
-        if number != signal.SIGCHLD:
-            os.kill(child, number)
+        received = signal.sigwaitinfo(waited_for)
+        typed = received.si_signo == signal.SIGINT and received.si_code > 0
+        if received.si_signo != signal.SIGCHLD and not typed:  # what is typed at the terminal reaches both
+            os.kill(child, received.si_signo)
 
 
 def _outcome(status: int, *, json: bool) -> int:
