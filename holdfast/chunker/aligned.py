@@ -1,9 +1,10 @@
 """The chunker `aligned` in numpy: content-defined cuts on 4 KiB block borders, holes for runs of zeros.
 
 The definition is docs/chunking.md; its numbers and the selection of cuts are in `aligned_plain`, which
-makes the same cuts without numpy. What is done here is the pass over the blocks: one strided column per
-sampled word, so that most of a block's cache lines are never fetched. Only the few blocks whose value
-makes them candidates are tested for repetition, and only blocks with the value zero are looked at in full.
+makes the same cuts without numpy. What is done here is the pass over the blocks: the sampled words are
+gathered, so that most of a block's cache lines are never fetched, and weighed by one matrix product. Only
+the few blocks whose value makes them candidates are tested for repetition, and only blocks with the
+value zero are looked at in full.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from holdfast.errors import UsageError
 
 __all__ = ["AlignedChunker"]
 
-_COLUMNS: Final = [offset // 4 for offset in SAMPLE_OFFSETS]
+_COLUMNS: Final = np.array([offset // 4 for offset in SAMPLE_OFFSETS])
+_SLAB_BLOCKS: Final = 512
 
 _Words = npt.NDArray[np.uint32]
 _Values = npt.NDArray[np.uint64]
@@ -58,7 +60,7 @@ class AlignedChunker:
             ) from None
         self.chunk_size_bytes: Final = chunk_size_bytes
         self.lookahead_bytes: Final = self.limits.shortest_hole * BLOCK_BYTES
-        self._weights: Final = [np.uint64(weight) for weight in multipliers(seed)]
+        self._weights: Final = np.array(multipliers(seed), np.uint64)
         self._threshold: Final = np.uint64(threshold(self.limits.bits))
         self._threshold_if_repetitive: Final = np.uint64(threshold(self.limits.bits + REPETITION_BITS))
 
@@ -82,11 +84,10 @@ class AlignedChunker:
     def _scan(self, blocks: memoryview, number: int) -> tuple[list[int], list[int]]:
         """Candidates (numbers of blocks before the cut) and numbers of the zero blocks."""
         words = np.frombuffer(blocks, dtype="<u4").reshape(-1, BLOCK_BYTES // 4)
-        values = np.zeros(len(words), np.uint64)
-        product = np.empty_like(values)
-        for column, weight in zip(_COLUMNS, self._weights, strict=True):
-            np.multiply(words[:, column], weight, out=product)
-            values += product
+        values = np.empty(len(words), np.uint64)
+        for first in range(0, len(words), _SLAB_BLOCKS):  # numpy copies a slab that is not at an even address
+            sampled = words[first : first + _SLAB_BLOCKS].take(_COLUMNS, axis=1)
+            np.matmul(sampled.astype(np.uint64), self._weights, out=values[first : first + _SLAB_BLOCKS])
 
         candidates = np.flatnonzero(values >= self._threshold)
         doubtful = candidates[values[candidates] < self._threshold_if_repetitive]

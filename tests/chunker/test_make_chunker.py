@@ -68,3 +68,23 @@ def test_import_brings_no_numpy() -> None:
     code = "import sys, holdfast.chunker, holdfast.chunker.splice, holdfast.chunker.fixed; print('numpy' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"
+
+
+def test_the_plain_chunker_runs_on_old_hosts() -> None:
+    """Its text keeps to the grammar of Python 3.5 and to the standard library."""
+    import ast
+    from pathlib import Path
+
+    import holdfast.chunker.aligned_plain as plain
+
+    tree = ast.parse(Path(plain.__file__).read_text(encoding="utf-8"), feature_version=(3, 5))
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+        )
+    }
+    assert imported == {"bisect", "hashlib", "operator", "struct", "typing"}
+    assert not any(isinstance(node, ast.JoinedStr | ast.AnnAssign) for node in ast.walk(tree))
