@@ -280,7 +280,7 @@ def run_backup(
         ingest = _ingest(engine, dry, sealer, 0, options)
         _take_in(ingest, machine, parent, options)
         return _summary(machine, vm_uuid, options.time or now, ingest.counters, dry.stored_bytes, began, None)
-    adopt_strays(engine.store, engine.index, engine.home, now)
+    adopt_strays(engine.store, engine.index, engine.home, now, grown=True)
     session, others, parent = _begin_session(engine, sealer, now, parent)
     try:
         ingest = _ingest(engine, session, sealer, others, options)

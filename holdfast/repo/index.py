@@ -30,7 +30,7 @@ class NewRecord(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PackProgress:
-    """How far a pack has come."""
+    """How far a pack has come. What the index knows already stays: no pack gets shorter, or open again."""
 
     id: PackId
     committed_bytes: int

@@ -350,7 +350,7 @@ class LmdbIndex:
             row = packs[progress.id]
             row = replace(
                 row,
-                state=progress.state,
+                state=max(row.state, progress.state),  # a sealed pack is never open again
                 committed_bytes=max(row.committed_bytes, progress.committed_bytes),
                 records=row.records + counts[row.id],
                 dead_records=row.dead_records + dead_counts[row.id],

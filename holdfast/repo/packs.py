@@ -92,6 +92,14 @@ class PackStore(Protocol):
         """The pack's length in bytes, or None if it does not exist."""
         ...
 
+    def sync(self, pack_id: PackId) -> None:
+        """Makes a pack durable as it is now, whoever has written it.
+
+        Raises:
+            StorageError: it does not exist, or can not be made durable.
+        """
+        ...
+
     def ids(self) -> Iterator[PackId]:
         """All packs, in no particular order."""
         ...
@@ -307,6 +315,20 @@ class LocalPackStore:
             return None
         except OSError as error:
             raise storage_error(error, f"looking at {self.path(pack_id)}") from error
+
+    def sync(self, pack_id: PackId) -> None:
+        """See `PackStore.sync`."""
+        path = self.path(pack_id)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fdatasync(fd)
+            finally:
+                os.close(fd)
+            sync_folder(os.path.dirname(path))
+            sync_folder(self._folder)
+        except OSError as error:
+            raise storage_error(error, f"syncing {path}") from error
 
     def ids(self) -> Iterator[PackId]:
         """See `PackStore.ids`. Files with other names are none of our packs and passed over."""

@@ -6,21 +6,29 @@ twice, and what follows the first broken one is cut off. A manifest in a tail is
 it needs is there: then the backup had finished but for its last transaction.
 
 Cutting by the index's word alone would be shorter, but an index that fell back (a copy brought back, a
-damaged meta page) would then destroy committed records. Adopting can destroy nothing.
+damaged meta page) would then destroy committed records. An index of which there may be others (one that lies
+outside of a repository on a network) does not even tell a torn tail from a pack that was damaged later: with
+it, nothing is ever cut off.
+
+Adoption can be interrupted like anything else: a pack's committed length passes a manifest or a mark only
+when that has been dealt with, so whatever was left undone is met again.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from holdfast.errors import DamagedData, HoldfastError, UnsupportedFormat
+from holdfast.errors import DamagedData, HoldfastError, UnsupportedFormat, WrongPassword
 from holdfast.ids import PackId, PointId, RecordId, RepositoryId
 from holdfast.repo.codec import Opener, strong_hash
 from holdfast.repo.format.mark import Mark, decode_mark
 from holdfast.repo.format.record import (
     FOOTER_BYTES,
+    MAX_PACK_BYTES,
+    MAX_STORED_BYTES,
     PACK_HEADER_BYTES,
     RECORD_HEADER_BYTES,
     Kind,
@@ -49,11 +57,13 @@ class Home:
     Args:
         is_complete: whether all that a manifest needs is in the index.
         opener: asked for only when a mark or a manifest turns up.
+        sole_index: the repository has no other index, so what this one does not know was never committed.
     """
 
     repository: RepositoryId
     is_complete: Callable[[PointRow], bool]
     opener: Callable[[], Opener]
+    sole_index: bool = True
 
 
 def read_pack_header(packs: PackStore, pack_id: PackId, repository: RepositoryId) -> PackHeader:
@@ -81,9 +91,11 @@ def read_table(packs: PackStore, pack_id: PackId, length: int) -> tuple[list[Tab
     footer = decode_pack_footer(packs.read(pack_id, length - FOOTER_BYTES, FOOTER_BYTES), pack_id)
     if footer is None:
         return None
-    if not PACK_HEADER_BYTES <= footer.table_offset <= length - FOOTER_BYTES - RECORD_HEADER_BYTES:
+    table_bytes = length - FOOTER_BYTES - footer.table_offset
+    least, most = RECORD_HEADER_BYTES, RECORD_HEADER_BYTES + MAX_STORED_BYTES
+    if footer.table_offset < PACK_HEADER_BYTES or not least <= table_bytes <= most:
         raise DamagedData(f"the footer of pack {pack_id.hex()} points outside of the pack")
-    data = memoryview(packs.read(pack_id, footer.table_offset, length - FOOTER_BYTES - footer.table_offset))
+    data = memoryview(packs.read(pack_id, footer.table_offset, table_bytes))
     header = decode_record_header(data, pack_id)
     payload = data[RECORD_HEADER_BYTES:]
     if (
@@ -114,13 +126,24 @@ def _point_row(scanned: ScannedRecord, pack_id: PackId) -> PointRow:
     return PointRow(PointId(scanned.header.id), hidden=False, pinned=False, pack=pack_id, record=record)
 
 
-def adopt_pack(
-    packs: PackStore,
-    index: Index,
-    pack_id: PackId,
-    home: Home,
-    now: int,
-) -> PackWriter | None:
+@dataclass(frozen=True, slots=True)
+class _Tail:
+    """What was adopted of a pack.
+
+    Args:
+        special: where its manifests and marks are, which have not been dealt with yet.
+        whole: nothing follows that could not be adopted.
+    """
+
+    pack: PackId
+    created: int
+    end: int
+    state: PackState
+    special: tuple[int, ...]
+    whole: bool
+
+
+def adopt_pack(packs: PackStore, index: Index, pack_id: PackId, home: Home, now: int) -> PackWriter | None:
     """Takes over an unsealed pack whose writer is gone, commits the intact records of its tail, cuts off the rest.
 
     Returns:
@@ -129,76 +152,116 @@ def adopt_pack(
     writer = packs.adopt(pack_id)
     if writer is None:
         return None
+    usable = False
     try:
-        # Read only now that the pack is held: its last writer may have committed a moment ago.
-        row = next((row for row in index.packs() if row.id == pack_id), None)
-        if writer.length < PACK_HEADER_BYTES:
-            if row is None:
-                packs.delete(pack_id)  # its writer died before the first record
+        tail = _adopt_records(packs, index, writer, home, now)
+        if tail is not None:
+            _adopt_special(packs, index, [tail], home, now)
+            usable = tail.whole and tail.state is PackState.OPEN
+    finally:
+        if not usable:
             writer.close()
-            return None
-        if row is None or row.state is PackState.OPEN:
-            sealed = _adopt_tail(packs, index, writer, row.committed_bytes if row else 0, home, now)
-            if not sealed:
-                return writer
+    return writer if usable else None
+
+
+def _adopt_records(packs: PackStore, index: Index, writer: PackWriter, home: Home, now: int) -> _Tail | None:
+    """Commits the intact records behind the committed length; None if there is nothing to be done with the pack."""
+    # Read only now that the pack is held: its last writer may have committed a moment ago.
+    row = next((row for row in index.packs() if row.id == writer.id), None)
+    if writer.length < PACK_HEADER_BYTES:
+        if row is None:
+            packs.delete(writer.id)  # its writer died before the first record
+        return None
+    if row is not None and row.state is not PackState.OPEN:
+        return None
+    committed = row.committed_bytes if row is not None else 0
+    try:
+        created = read_pack_header(packs, writer.id, home.repository).created_ms // 1000
+        records, end, state = _read_tail(packs, writer, max(committed, PACK_HEADER_BYTES))
     except (DamagedData, UnsupportedFormat):
-        pass  # left as it is, for 'check'
-    except BaseException:
-        writer.close()
-        raise
-    writer.close()
-    return None
+        return None  # left as it is, for 'check'
+    whole = end == writer.length
+    if not whole and home.sole_index:
+        writer.cut(end)
+        whole = True
+    special = tuple(r.offset for r in records if r.kind in (Kind.MANIFEST, Kind.MARK))
+    tail = _Tail(writer.id, created, end, state, special, whole)
+    if end > committed:
+        writer.sync()
+        batch = Batch(None, now, [r for r in records if r.kind != Kind.TABLE])
+        batch.packs.append(
+            PackProgress(writer.id, special[0], PackState.OPEN, created) if special else _progress(tail)
+        )
+        index.commit(batch)
+    return tail
 
 
-def _adopt_tail(
-    packs: PackStore,
-    index: Index,
-    writer: PackWriter,
-    committed: int,
-    home: Home,
-    now: int,
-) -> bool:
-    """Commits what lies behind `committed`; returns whether the pack turned out to be sealed.
+def _progress(tail: _Tail) -> PackProgress:
+    return PackProgress(tail.pack, tail.end, tail.state, tail.created)
+
+
+def _read_tail(packs: PackStore, writer: PackWriter, start: int) -> tuple[list[NewRecord], int, PackState]:
+    """The intact records from `start` on, where they end, and whether they end in table and footer.
 
     Raises:
-        DamagedData: the pack is shorter than it should be, or its header or table is damaged.
+        DamagedData: the pack is shorter than what was committed, or its table is damaged.
+        UnsupportedFormat: it holds records of a later version.
     """
-    created = read_pack_header(packs, writer.id, home.repository).created_ms // 1000
-    sealed = read_table(packs, writer.id, writer.length) is not None
-    start = max(committed, PACK_HEADER_BYTES)
     if writer.length < start:
         raise DamagedData(f"pack {writer.id.hex()} is shorter than what was committed")
+    sealed = read_table(packs, writer.id, writer.length)
+    if sealed is not None:  # written when all records before it were durable
+        found = [
+            NewRecord(e.id, writer.id, e.offset, e.stored_bytes, e.plain_bytes, int(e.kind))
+            for e in sealed[0]
+            if e.offset >= start
+        ]
+        return found, writer.length, PackState.SEALED
     scanner = PackScanner(packs, writer.id, writer.length, payloads=True)
-    batch = Batch(None, now)
-    points: list[PointRow] = []
-    marks: list[tuple[RecordId, Mark]] = []
+    records: list[NewRecord] = []
     end = start
     for scanned in scanner.records(start, resync=False):
+        if scanned.header.kind is Kind.TABLE:
+            break  # of a seal that was not finished
+        records.append(_new_record(scanned, writer.id))
         end = scanned.offset + scanned.header.total_bytes
-        if scanned.header.kind is not Kind.TABLE:
-            batch.records.append(_new_record(scanned, writer.id))
-        if scanned.header.kind is Kind.MANIFEST:
-            points.append(_point_row(scanned, writer.id))
-        elif scanned.header.kind is Kind.MARK:
-            marks.append(_mark(scanned, home.opener()))
     if scanner.unknown:
         raise UnsupportedFormat(f"pack {writer.id.hex()} holds records of a later version")
-    if sealed:
-        end = writer.length
-    elif end < writer.length:
-        writer.cut(end)
-    if end == committed:
-        return sealed
-    writer.sync()
-    state = PackState.SEALED if sealed else PackState.OPEN
-    batch.packs.append(PackProgress(writer.id, end, state, created))
-    index.commit(batch)
+    return records, end, PackState.OPEN
+
+
+def _adopt_special(packs: PackStore, index: Index, tails: Iterable[_Tail], home: Home, now: int) -> None:
+    """Lists the points of adopted manifests that are complete, and applies adopted marks.
+
+    All records of all tails must be committed before: a manifest may need those of any pack.
+    """
+    waiting = [tail for tail in tails if tail.special]
+    points: list[tuple[PointRow, _Tail, int]] = []
+    marks: list[tuple[RecordId, Mark]] = []
+    for tail in waiting:
+        for offset in tail.special:
+            scanner = PackScanner(packs, tail.pack, tail.end, payloads=True)
+            scanned = next(scanner.records(offset, resync=False), None)
+            if scanned is None:
+                continue  # damaged since; `check` will say so
+            if scanned.header.kind is Kind.MARK:
+                marks.append(_mark(scanned, home.opener()))
+            else:
+                points.append((_point_row(scanned, tail.pack), tail, offset))
+    listed = {row.id for row in index.points()}
     collected = {mark.point for _, mark in marks if mark.action == "collect"}
-    for point in points:
-        if point.id not in collected and home.is_complete(point):
+    unfinished: set[PackId] = set()
+    for point, tail, _ in points:
+        if point.id in listed or point.id in collected:
+            continue
+        if home.is_complete(point):
             index.commit(Batch(None, now, point=point))
+        else:
+            unfinished.add(tail.pack)
     _apply_marks(index, marks, now)
-    return sealed
+    for tail in waiting:
+        if tail.pack not in unfinished:
+            index.commit(Batch(None, now, packs=[_progress(tail)]))
 
 
 def _mark(scanned: ScannedRecord, opener: Opener) -> tuple[RecordId, Mark]:
@@ -238,15 +301,24 @@ def adopt_strays(
     Cost: one listing of the packs' folders.
     """
     known = {row.id: row for row in index.packs()}
+    tails: list[_Tail] = []
     for pack_id in packs.ids():
         row = known.get(pack_id)
         if row is not None:
             is_open = row.state is PackState.OPEN
             if not grown or not is_open or (packs.length(pack_id) or 0) <= row.committed_bytes:
                 continue
-        writer = adopt_pack(packs, index, pack_id, home, now)
-        if writer is not None:
+        writer = packs.adopt(pack_id)
+        if writer is None:
+            continue
+        try:
+            tail = _adopt_records(packs, index, writer, home, now)
+        finally:
             writer.close()
+        if tail is not None:
+            tails.append(tail)
+    with contextlib.suppress(WrongPassword):  # nobody has the key: manifests and marks are met again
+        _adopt_special(packs, index, tails, home, now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +402,10 @@ def _rebuild_pack(
     length = packs.length(pack_id) or 0
     if length < PACK_HEADER_BYTES:
         return 0
+    if length > MAX_PACK_BYTES:
+        problems.append(f"pack {pack_id.hex()} is longer than any may be; its end was not read")
+        length = MAX_PACK_BYTES
+    packs.sync(pack_id)  # a writer that was killed has not done it, and the index will rely on what is there
     created = read_pack_header(packs, pack_id, home.repository).created_ms // 1000
     found: Iterable[NewRecord]
     end = length

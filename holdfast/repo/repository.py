@@ -220,6 +220,7 @@ class Repository:
             self._index_ = LmdbIndex(place, self.config.id, read_only=not writable)
             if outside:
                 self._catch_up()
+                return self._index_ or self._index()
         return self._index_
 
     def _catch_up(self) -> None:
@@ -354,7 +355,8 @@ class Repository:
         return run_backup(engine, machine, options or BackupOptions(), self.points())
 
     def _home(self) -> Home:
-        return Home(self.config.id, self._is_complete, lambda: Opener(self.unlock()))
+        _, outside = self._folder.index_folder(self.config.id)
+        return Home(self.config.id, self._is_complete, lambda: Opener(self.unlock()), sole_index=not outside)
 
     def _is_complete(self, row: PointRow) -> bool:
         """Whether a manifest found in a pack has all that it needs."""
