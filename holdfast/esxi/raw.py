@@ -21,6 +21,7 @@ from typing import Final
 
 from holdfast.disk import FileInfo
 from holdfast.errors import DestinationExists, SourceChanged, StorageError, storage_error
+from holdfast.esxi.direct import DirectWriter
 from holdfast.esxi.handles import SharedFile, source_error
 from holdfast.esxi.names import printable
 
@@ -197,6 +198,7 @@ class FileSink:
         kept = name.encode(errors="surrogateescape")[: _NAME_BYTES - 1 - len(ending)]
         self._temporary = posixpath.join(self._folder, f".{kept.decode(errors='ignore')}{ending}")
         self._writing = threading.Lock()
+        self._direct: DirectWriter | None = None
         self._descriptor = -1
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -205,14 +207,21 @@ class FileSink:
         except (OSError, OverflowError) as error:
             self.abort()
             raise self._translated(error) from None
+        self._direct = DirectWriter(self._temporary)
 
     def write(self, offset: int, data: memoryview) -> None:
         """Writes `data` at `offset` bytes. Thread-safe.
 
-        One write at a time: threads that write one file at once spin on the inode's lock in the kernel.
+        What can not go past the page cache is written one piece at a time: threads that write one file at
+        once spin on the inode's lock in the kernel.
         """
-        with self._writing:
-            write_all(self._descriptor, offset, data, self._doing)
+        try:
+            done = self._direct.write(offset, data) if self._direct else 0
+        except OSError as error:
+            raise storage_error(error, self._doing) from None
+        if done < data.nbytes:
+            with self._writing:
+                write_all(self._descriptor, offset + done, data[done:], self._doing)
 
     def finish(self) -> None:
         """Gives the file its mode, time and name.
@@ -224,6 +233,8 @@ class FileSink:
             StorageError: anything else; `abort` then removes what has been written.
         """
         try:
+            if self._direct is not None:
+                self._direct.close()
             os.fchmod(self._descriptor, self._mode)
             if self._mtime_ns is not None:
                 os.utime(self._descriptor, ns=(self._mtime_ns, self._mtime_ns))
@@ -238,6 +249,8 @@ class FileSink:
     def abort(self) -> None:
         """Removes what has been written so far. May be called twice."""
         descriptor, self._descriptor = self._descriptor, -1
+        if self._direct is not None:
+            self._direct.close()
         if descriptor >= 0:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
