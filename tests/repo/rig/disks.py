@@ -23,13 +23,13 @@ UNIT = 64 * KIB
 
 @lru_cache(maxsize=512)
 def unit(number: int) -> bytes:
-    """The 64 KiB that a number stands for; half of it does not compress."""
+    """The 64 KiB that a number stands for; an eighth of it compresses."""
     if number == 0:
         return bytes(UNIT)
     made = random.Random(number)
-    noise = made.randbytes(UNIT // 2)
-    text = (b"unit %d of a generated disk; " % number) * (UNIT // 2 // 24 + 1)
-    return noise + text[: UNIT // 2]
+    noise = made.randbytes(UNIT * 7 // 8)
+    text = (b"unit %d of a generated disk; " % number) * (UNIT // 8 // 24 + 1)
+    return noise + text[: UNIT // 8]
 
 
 def content(units: Sequence[int], tail: bytes = b"") -> bytes:

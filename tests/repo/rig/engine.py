@@ -10,6 +10,7 @@ import contextlib
 import os
 import random
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -88,6 +89,12 @@ class MemoryWorld:
         repository._index_ = index
         return repository
 
+    def copy(self) -> MemoryWorld:
+        """The same state once more, to be spoilt in another way."""
+        other = object.__new__(MemoryWorld)
+        other.path, other.store, other.index = self.path, self.store.copy(), self.index.copy()
+        return other
+
     def kill(self, repository: Repository, faults: Faults) -> None:
         faults.die()
         faults.close_descriptors()
@@ -99,7 +106,7 @@ class MemoryWorld:
     def drop_index(self) -> None:
         self.index = ModelIndex()
         with self.open() as repository:
-            rebuild_index(self.store, self.index, opener_of(repository), 1_700_000_000)
+            rebuild_index(self.store, self.index, repository._home(), 1_700_000_000)
 
     def remove_records(self, repository: Repository, ids: set[RecordId]) -> None:
         self.index.remove_records(ids)
@@ -144,12 +151,6 @@ def remove_rows(index: Index, ids: set[RecordId]) -> None:
     with index._env.begin(write=True) as txn:
         for record_id in ids:
             txn.delete(record_id, db=index._chunks)
-
-
-def opener_of(repository: Repository):
-    from holdfast.repo.codec import Opener
-
-    return Opener(repository.unlock())
 
 
 def restored(repository: Repository, point: Point) -> dict[str, bytes]:
@@ -220,8 +221,12 @@ def assert_clean(report: CheckReport) -> None:
     assert report.clean, "\n".join([*(f.message for f in report.findings), *map(str, report.damaged)])
 
 
-def chunk_copies(store: PackStore) -> Iterator[tuple[PackId, RecordId]]:
-    """(pack, id) of every intact chunk record in all packs, twice if it is stored twice."""
+def chunk_copies(store: PackStore) -> Counter[RecordId]:
+    """Every chunk of which there is an intact record in any pack, and how many there are."""
+    return Counter(record_id for _, record_id in _chunk_records(store))
+
+
+def _chunk_records(store: PackStore) -> Iterator[tuple[PackId, RecordId]]:
     for pack_id in store.ids():
         length = store.length(pack_id) or 0
         if length < 64:

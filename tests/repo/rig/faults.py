@@ -177,6 +177,9 @@ class FaultyPackStore:
     def length(self, pack_id: PackId) -> int | None:
         return self._store.length(pack_id)
 
+    def sync(self, pack_id: PackId) -> None:
+        self._faults.run("sync", lambda: self._store.sync(pack_id))
+
     def ids(self) -> Iterator[PackId]:
         return self._store.ids()
 

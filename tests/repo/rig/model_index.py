@@ -91,7 +91,7 @@ class ModelIndex:
             row = rows[progress.id]
             state.packs[row.number] = replace(
                 row,
-                state=progress.state,
+                state=max(row.state, progress.state),
                 committed_bytes=max(row.committed_bytes, progress.committed_bytes),
             )
         if batch.session is not None:
@@ -164,6 +164,13 @@ class ModelIndex:
         pass
 
     # --- what only tests do
+
+    def copy(self) -> ModelIndex:
+        """The same rows once more."""
+        other = ModelIndex()
+        with self._lock:
+            other._state = copy.deepcopy(self._state)
+        return other
 
     def remove_records(self, ids: set[RecordId]) -> None:
         """Takes records out, as garbage collection will."""

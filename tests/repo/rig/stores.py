@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from holdfast.errors import DamagedData, InternalError
+from holdfast.errors import DamagedData, InternalError, StorageError
 from holdfast.ids import PackId
 from holdfast.repo.packs import PackWriter
 
@@ -108,6 +108,13 @@ class MemoryPackStore:
             file = self._files.get(pack_id)
             return None if file is None else len(file.now)
 
+    def sync(self, pack_id: PackId) -> None:
+        with self._lock:
+            file = self._files.get(pack_id)
+            if file is None:
+                raise StorageError("there is no such pack")
+            file.durable = bytes(file.now)
+
     def ids(self) -> Iterator[PackId]:
         with self._lock:
             return iter(sorted(self._files))
@@ -120,6 +127,14 @@ class MemoryPackStore:
         pass
 
     # --- what only tests do
+
+    def copy(self) -> MemoryPackStore:
+        """The same packs once more, held by nobody."""
+        other = MemoryPackStore()
+        with self._lock:
+            for pack_id, file in self._files.items():
+                other._files[pack_id] = _File(bytearray(file.now), file.durable)
+        return other
 
     def kill(self) -> None:
         """All processes are gone: nothing is held any more, everything written stays."""
