@@ -12,8 +12,10 @@ Memory: 16 bytes per tree node, and one object per damaged record.
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
@@ -23,20 +25,27 @@ from holdfast.errors import (
     DamagedPoint,
     HoldfastError,
     IntegrityError,
+    StorageError,
     UnsupportedFormat,
 )
 from holdfast.ids import HOLE_ID, NodeId, RecordId, RepositoryId
 from holdfast.repo.codec import Opener
 from holdfast.repo.format.manifest import ContentTree, Manifest
 from holdfast.repo.format.node import FANOUT
-from holdfast.repo.format.record import FOOTER_BYTES, RECORD_HEADER_BYTES, Kind, TableEntry
+from holdfast.repo.format.record import (
+    FOOTER_BYTES,
+    PACK_HEADER_BYTES,
+    RECORD_HEADER_BYTES,
+    Kind,
+    TableEntry,
+)
 from holdfast.repo.format.rows import PackRow, PackState, Place
 from holdfast.repo.idset import IdSet
 from holdfast.repo.index import Index
 from holdfast.repo.packs import PackStore
 from holdfast.repo.parallel import run_parallel
 from holdfast.repo.points import Point
-from holdfast.repo.records import PackScanner, RecordReader
+from holdfast.repo.records import PackScanner, RecordReader, ScannedRecord
 from holdfast.repo.recover import read_pack_header, read_table
 from holdfast.repo.tree import TreeReader, segment_length, segments_of
 
@@ -111,9 +120,11 @@ class CheckReport:
         return None
 
 
-class _Job(NamedTuple):
-    row: PackRow
-    entries: list[TableEntry]
+class _Broken(NamedTuple):
+    """A pack in which records are missing: which of them, is told by the index alone."""
+
+    found: AbstractSet[int]
+    reason: str
 
 
 class Checker:
@@ -147,6 +158,7 @@ class Checker:
         self._on_progress = on_progress
         self._lock = threading.Lock()
         self._bad: dict[RecordId, str] = {}
+        self._broken: dict[int, _Broken] = {}
         self._sound = IdSet()
         self.report = CheckReport()
 
@@ -162,18 +174,17 @@ class Checker:
         rows = self._index.packs()
         after = self._index.figures()
         total = sum(row.committed_bytes for row in rows)
-        matched = [0]
 
         def work(row: PackRow) -> None:
-            found = self._check_pack(row, read_data=read_data)
+            self._check_pack(row, read_data=read_data)
             with self._lock:
-                matched[0] += found
                 self.report.packs += 1
 
         run_parallel(
             iter(rows), work, self._workers, lambda: self._on_progress(self.report.bytes_verified, total)
         )
         self._on_progress(self.report.bytes_verified, total)
+        self._mark_missing()
         expected = sum(row.records for row in rows)
         if before.records == after.records and expected != before.records:
             self._find("index", f"the index holds {before.records} records, its packs count {expected}")
@@ -188,141 +199,163 @@ class Checker:
                 "interrupted; the next backup takes over what it holds"
             )
 
-    def _entries(self, row: PackRow) -> Iterator[list[TableEntry]]:
-        """The records of a pack, by its table or by its headers, some at a time."""
-        sealed = None
-        if row.state is PackState.SEALED:
-            try:
-                sealed = read_table(self._packs, row.id, row.committed_bytes)
-                if sealed is None:
-                    raise DamagedData(f"the footer of pack {row.id.hex()} is damaged")
-            except (DamagedData, UnsupportedFormat) as error:
-                self._find("pack", f"{error.message} (the records before it may be intact)")
-        if sealed is not None:
-            yield sealed[0]
-            return
-        scanner = PackScanner(self._packs, row.id, row.committed_bytes, payloads=False)
-        page: list[TableEntry] = []
-        for record in scanner.records():
-            header = record.header
-            if header.kind is Kind.TABLE:
-                continue
-            page.append(
-                TableEntry(
-                    header.id,
-                    record.offset,
-                    header.stored_bytes,
-                    header.plain_bytes,
-                    header.kind,
-                    header.codec,
-                    header.flags,
-                )
-            )
-            if len(page) >= _LOOKUP_AT_ONCE:
-                yield page
-                page = []
-        yield page
-
-    def _check_pack(self, row: PackRow, *, read_data: bool) -> int:
-        """Checks one pack; returns how many of its records the index has at their places."""
+    def _check_pack(self, row: PackRow, *, read_data: bool) -> None:
+        """Checks one pack against the index; what the index has in it that is not there is left to `_mark_missing`."""
         name = row.id.hex()
         length = self._packs.length(row.id)
         if length is None:
             self._find("pack", f"pack {name} is missing")
-            return self._lost(row, 0)
-        if length < row.committed_bytes:
+            self._broken[row.number] = _Broken(frozenset(), f"pack {name} is missing")
+            return
+        # An interrupted adoption leaves rows behind the committed length.
+        end = max(row.committed_bytes, PACK_HEADER_BYTES + row.live_bytes + row.dead_bytes)
+        sound = length >= end
+        if not sound:
             self._find(
                 "pack", f"pack {name} is {length} bytes long, but {row.committed_bytes} were committed"
             )
-            return self._lost(row, length)
+            end = length
         try:
             read_pack_header(self._packs, row.id, self._repository)
         except (DamagedData, UnsupportedFormat) as error:
+            sound = False
             self._find("pack", f"pack {name}: {error.message}")
-        matched = lost = 0
-        every: list[TableEntry] = []
-        for page in self._entries(row):
-            if read_data:
-                every += page
-            for entry, place in zip(page, self._lookup([e.id for e in page]), strict=True):
-                if place is None:
-                    lost += 1
-                elif place.pack == row.number and place.offset == entry.offset:
-                    matched += 1
-                    if (place.stored_bytes, place.plain_bytes, place.kind) != (
-                        entry.stored_bytes,
-                        entry.plain_bytes,
-                        entry.kind,
-                    ):
-                        self._find("index", f"the index gives record {entry.id.hex()[:16]} wrong lengths")
+        table = self._table(row) if sound and row.state is PackState.SEALED else None
+        sound &= row.state is PackState.OPEN or table is not None
+        scanned = PackScanner(self._packs, row.id, max(end, PACK_HEADER_BYTES), payloads=False)
+        entries = table if table is not None else [_entry(r) for r in scanned.records()]
+        here = self._in_index(
+            row, [e for e in entries if e.kind is not Kind.TABLE], trusted=table is not None
+        )
+        missing = row.records - len(here)
+        if scanned.damaged and not self._is_old_gap(row, missing, scanned.damaged):
+            sound = False
+            if not read_data:
+                self._find_damaged(row, scanned.damaged)
+        if missing:
+            self._broken[row.number] = _Broken(here.keys(), f"pack {name} has no intact record there")
+            if sound:
+                sound = False
+                self._find(
+                    "index", f"the index counts {row.records} records in pack {name}, {len(here)} are there"
+                )
+        if read_data and length:
+            sound &= self._read(row, end, here, missing)
+            if sound:
+                with contextlib.suppress(StorageError):  # read-only, or full: it is only a note
+                    self._index.set_verified(row.number, int(self._now()))
+
+    def _table(self, row: PackRow) -> list[TableEntry] | None:
+        try:
+            sealed = read_table(self._packs, row.id, row.committed_bytes)
+            if sealed is None:
+                raise DamagedData(f"the footer of pack {row.id.hex()} is damaged")
+        except (DamagedData, UnsupportedFormat) as error:
+            self._find("pack", f"{error.message} (the records before it may be intact)")
+            return None
+        return sealed[0]
+
+    def _in_index(self, row: PackRow, entries: list[TableEntry], *, trusted: bool) -> dict[int, RecordId]:
+        """Offset -> id of the records that the index has at that place.
+
+        Args:
+            trusted: the entries are from a table; otherwise from headers, behind which anything may be.
+        """
+        here: dict[int, RecordId] = {}
+        lost = 0
+        for entry, place in zip(entries, self._lookup([e.id for e in entries]), strict=True):
+            if place is None:
+                lost += trusted or self._is_intact(row, entry)
+            elif place.pack == row.number and place.offset == entry.offset:
+                here[entry.offset] = entry.id
+                if (place.stored_bytes, place.plain_bytes, place.kind) != (
+                    entry.stored_bytes,
+                    entry.plain_bytes,
+                    entry.kind,
+                ):
+                    self._find("index", f"the index gives record {entry.id.hex()[:16]} wrong lengths")
         with self._lock:
-            self.report.records += matched
+            self.report.records += len(here)
         if lost:
-            self._find("index", f"the index does not find {lost} records of pack {name}")
-        if matched != row.records:
-            self._find("index", f"the index counts {row.records} records in pack {name}, {matched} are there")
-        if read_data:
-            self._read(_Job(row, every))
-        return matched
+            self._find("index", f"the index does not find {lost} records of pack {row.id.hex()}")
+        return here
 
     def _lookup(self, ids: Sequence[RecordId]) -> Iterator[Place | None]:
         for first in range(0, len(ids), _LOOKUP_AT_ONCE):
             yield from self._index.lookup(ids[first : first + _LOOKUP_AT_ONCE])
 
-    def _lost(self, row: PackRow, length: int) -> int:
-        """Marks the records of a pack beyond `length` as damaged. Cost: a scan of the index."""
+    def _is_intact(self, row: PackRow, entry: TableEntry) -> bool:
+        end = entry.offset + RECORD_HEADER_BYTES + entry.stored_bytes
+        scanner = PackScanner(self._packs, row.id, end, payloads=True)
+        return next(scanner.records(entry.offset, resync=False), None) is not None
+
+    @staticmethod
+    def _is_old_gap(row: PackRow, missing: int, damaged: list[tuple[int, int]]) -> bool:
+        """Whether no record that the index counts can be in the damaged parts.
+
+        A rebuild of the index passes over bytes in which there is no record: the torn end of a killed backup, or
+        damage, whose loss shows itself in the points that need it.
+        """
+        gap = row.committed_bytes - PACK_HEADER_BYTES - row.live_bytes - row.dead_bytes
+        return row.state is PackState.OPEN and not missing and sum(size for _, size in damaged) <= gap
+
+    def _find_damaged(self, row: PackRow, damaged: list[tuple[int, int]]) -> None:
+        for offset, length in damaged:
+            self._find("pack", f"pack {row.id.hex()}: {length} damaged bytes from byte {offset} on")
+
+    def _mark_missing(self) -> None:
+        """Marks the records that the index has in broken packs and that were not found there. Cost: one scan."""
         after: RecordId | None = None
-        matched = 0
-        while page := self._index.scan(after, _LOOKUP_AT_ONCE):
+        while self._broken and (page := self._index.scan(after, _LOOKUP_AT_ONCE)):
             for record_id, place in page:
-                if place.pack == row.number:
-                    matched += 1
-                    if place.offset + RECORD_HEADER_BYTES + place.stored_bytes > length:
-                        self._mark(record_id, f"pack {row.id.hex()} is missing or cut off")
+                broken = self._broken.get(place.pack)
+                if broken is not None and place.offset not in broken.found:
+                    self._mark(record_id, f"{broken.reason} (byte {place.offset})")
             after = page[-1][0]
-        return matched
 
     def _mark(self, record_id: RecordId, reason: str) -> None:
         with self._lock:
             self._bad.setdefault(record_id, reason)
 
-    def _read(self, job: _Job) -> None:
-        """Verifies every stored byte of a pack."""
-        row = job.row
-        end = row.committed_bytes - (FOOTER_BYTES if row.state is PackState.SEALED else 0)
-        scanner = PackScanner(self._packs, row.id, end, payloads=True)
+    def _read(self, row: PackRow, end: int, here: Mapping[int, RecordId], missing: int) -> bool:
+        """Verifies every stored byte of a pack; returns whether all of them are sound.
+
+        Args:
+            here: what the index has in it, as offset -> id.
+            missing: how many more records the index has in it.
+        """
+        name = row.id.hex()
+        if row.state is PackState.SEALED and end == row.committed_bytes:
+            end -= FOOTER_BYTES
+        scanner = PackScanner(self._packs, row.id, max(end, PACK_HEADER_BYTES), payloads=True)
         sound = True
-        seen: set[int] = set()
+        seen: dict[int, RecordId] = {}
+        reason = ""
         try:
             for record in scanner.records():
-                seen.add(record.offset)
+                seen[record.offset] = record.header.id
                 if self._opener is not None and record.header.kind is not Kind.TABLE:
                     assert record.payload is not None
                     try:
                         self._opener.open(record.header, record.payload)
                     except DamagedData as error:
                         sound = False
-                        self._find("pack", f"pack {row.id.hex()}, byte {record.offset}: {error.message}")
+                        self._find("pack", f"pack {name}, byte {record.offset}: {error.message}")
                         self._mark(record.header.id, error.message)
                 with self._lock:
                     self.report.bytes_verified += record.header.total_bytes
         except HoldfastError as error:
             sound = False
-            self._find("pack", f"pack {row.id.hex()}: {error.message}")
-            for entry in job.entries:
-                if entry.offset not in seen:
-                    self._mark(entry.id, f"pack {row.id.hex()} can not be read")
-        for offset, length in scanner.damaged:
-            sound = False
-            self._find("pack", f"pack {row.id.hex()}: {length} damaged bytes from byte {offset} on")
-            for entry in job.entries:
-                if (
-                    entry.offset < offset + length
-                    and offset < entry.offset + RECORD_HEADER_BYTES + entry.stored_bytes
-                ):
-                    self._mark(entry.id, f"damaged at byte {entry.offset} of pack {row.id.hex()}")
-        if sound:
-            self._index.set_verified(row.number, int(self._now()))
+            reason = error.message
+            self._find("pack", f"pack {name}: {error.message}")
+        lost = [(offset, record_id) for offset, record_id in here.items() if seen.get(offset) != record_id]
+        for offset, record_id in lost:
+            self._mark(record_id, reason or f"damaged at byte {offset} of pack {name}")
+        if scanner.damaged and not self._is_old_gap(row, missing + len(lost), scanner.damaged):
+            self._find_damaged(row, scanner.damaged)
+        elif lost and not reason:
+            self._find("pack", f"pack {name} holds {len(lost)} records in places that are not theirs")
+        return sound and not scanner.damaged and not lost
 
     # --- restore points
 
@@ -437,6 +470,19 @@ class Checker:
                     damaged(offset, part, reason)
             offset += abs(part)
         return sound
+
+
+def _entry(record: ScannedRecord) -> TableEntry:
+    header = record.header
+    return TableEntry(
+        header.id,
+        record.offset,
+        header.stored_bytes,
+        header.plain_bytes,
+        header.kind,
+        header.codec,
+        header.flags,
+    )
 
 
 def contents_of(manifest: Manifest) -> list[tuple[str, ContentTree]]:
