@@ -1,16 +1,17 @@
 # `make` alone lists the targets. Everything that they need is set up by tools/setup on the way.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format docs clean distclean
+.PHONY: help setup demo test check format docs bench bench-peers bench-report clean distclean
 
 # The tools of the virtual environment first; sbin last, since mkfs.ext4 lives there and needs no root.
 export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
 
 WORKERS ?= 2
 ARGS ?=
+BENCH ?=
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: ## make .venv and install what is needed (also done by every target that needs it)
 	@tools/setup
@@ -35,6 +36,17 @@ format: setup ## put the code into the project's format, and fix what ruff can f
 
 docs: setup ## write the generated documents anew
 	python tools/exit_codes.py --write
+
+bench: setup ## measure Holdfast against its ceilings; BENCH='--images FOLDER --runs 3' as benchmarks/compare.py takes them
+	python -m benchmarks.compare holdfast $(BENCH)
+
+bench-peers: setup ## the same side by side with borg, restic, casync, zstd and cp (installs them)
+	benchmarks/install_peers
+	python -m benchmarks.compare peers --borg benchmarks/cache/borg/bin/borg $(BENCH)
+
+bench-report: setup ## write docs/BENCHMARKS.md; BENCH='--publish peers=benchmarks/results/FILE.json' takes in a result
+	pip install --quiet --disable-pip-version-check '.[bench]'
+	python -m benchmarks.report $(BENCH)
 
 clean: ## remove caches and build products
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -19,7 +19,7 @@ from benchmarks.machine import PROJECT
 from benchmarks.summary import PUBLISHED, Summary, load, publish
 from benchmarks.targets import Verdict, verdicts
 
-__all__ = ["render"]
+__all__ = ["plots", "render"]
 
 _DOCS = PROJECT / "docs"
 _REMARKS = PROJECT / "benchmarks" / "remarks.toml"
@@ -207,6 +207,7 @@ def _index(scale: dict[str, Any], remarks: dict[str, str]) -> Iterator[str]:
         "used_bytes": ("index, MB", 1e6, ".0f", ""),
         "open_s": ("open and first lookup, ms", 1e-3, ".1f", ""),
         "lookup_hit_per_s": ("lookups of present ids, k/s", 1e3, ".0f", ""),
+        "lookup_miss_cold_per_s": ("lookups of absent ids, nothing cached, k/s", 1e3, ".1f", ""),
         "lookup_miss_per_s": ("lookups of absent ids, k/s", 1e3, ".0f", ""),
         "scan_per_s": ("scan, k rows/s", 1e3, ".0f", ""),
         "insert_per_s": ("insertion, k/s", 1e3, ".1f", ""),
@@ -228,8 +229,8 @@ def _index(scale: dict[str, Any], remarks: dict[str, str]) -> Iterator[str]:
         yield ""
 
 
-def _plots(run: Summary, scale: dict[str, Any] | None, folder: Path) -> Iterator[str]:
-    """Draws what the tables say; yields the lines that show the pictures."""
+def plots(run: Summary, scale: dict[str, Any] | None, folder: Path) -> Iterator[str]:
+    """Draws what the tables say into a folder; yields the lines that show the pictures."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -285,17 +286,24 @@ def _plots(run: Summary, scale: dict[str, Any] | None, folder: Path) -> Iterator
         yield save("bench-index", "Rates of the index by its size")
 
 
+def _widest(runs: Sequence[Summary]) -> Summary:
+    """The run with most tools."""
+    return max(runs, key=lambda run: (len(run.tools), run.runs))
+
+
 def render(
-    runs: Sequence[Summary], scale: dict[str, Any] | None, remarks: dict[str, str], images: Path
+    runs: Sequence[Summary],
+    scale: dict[str, Any] | None,
+    remarks: dict[str, str],
+    pictures: Sequence[str] = (),
 ) -> str:
     """The whole document.
 
     Args:
         runs: the one with most tools is shown side by side; targets are taken from the one with most rounds.
-        images: folder for the plots.
+        pictures: lines that `plots` has given.
     """
-    widest = max(runs, key=lambda run: (len(run.tools), run.runs))
-    pictures = list(_plots(widest, scale, images))
+    widest = _widest(runs)
     lines = [
         "# Benchmarks",
         "",
@@ -343,7 +351,8 @@ def main() -> None:
     scale = json.loads(scale_path.read_text(encoding="utf-8")) if scale_path.exists() else None
     remarks = tomllib.loads(_REMARKS.read_text(encoding="utf-8"))
     target = _DOCS / "BENCHMARKS.md"
-    target.write_text(render(runs, scale, remarks, _DOCS / "images"), encoding="utf-8")
+    pictures = list(plots(_widest(runs), scale, _DOCS / "images"))
+    target.write_text(render(runs, scale, remarks, pictures), encoding="utf-8")
     print(target)
 
 
