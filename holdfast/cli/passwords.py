@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from holdfast.cli.invocation import Invocation
     from holdfast.repo.repository import Repository
 
-__all__ = ["at_terminal", "current_password", "new_password", "password_for_init", "unlock_patiently"]
+__all__ = [
+    "at_terminal",
+    "current_password",
+    "new_password",
+    "password_for_init",
+    "password_is_given",
+    "unlock_patiently",
+]
 
 MAX_PASSWORD_BYTES: Final = 4096
 _ATTEMPTS: Final = 3
@@ -37,6 +44,11 @@ def current_password(invocation: Invocation) -> Source | None:
     if source is None and at_terminal():
         return lambda: _ask("Password of the repository: ")
     return source
+
+
+def password_is_given(invocation: Invocation) -> bool:
+    """Whether the user has said where a password is to be taken from."""
+    return _configured(invocation) is not None
 
 
 def unlock_patiently(invocation: Invocation, repository: Repository) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -227,17 +227,22 @@ class RepositoryFolder:
             self._lock_fd = self._open_folder(self.packs)
         self._flock(self._lock_fd, fcntl.LOCK_SH, "the repository's index is being rebuilt")
 
-    def own_index(self) -> None:
+    def own_index(self, needless: Callable[[], bool] = lambda: False) -> bool:
         """Excludes every other use of the index until `use_index` or `release`.
+
+        Args:
+            needless: asked while waiting: whether somebody else has done meanwhile what it was wanted for.
+
+        Returns:
+            Whether the index is ours alone now; False if that has become needless.
 
         Raises:
             RepositoryBusy: somebody uses it.
         """
         if self._lock_fd < 0:
             self._lock_fd = self._open_folder(self.packs)
-        self._flock(
-            self._lock_fd, fcntl.LOCK_EX, "the repository is in use, so its index can not be rebuilt now"
-        )
+        why = "the repository is in use, so its index can not be rebuilt now"
+        return self._flock(self._lock_fd, fcntl.LOCK_EX, why, needless)
 
     def release(self) -> None:
         """Ends the use of the index. May be called twice."""
@@ -257,13 +262,15 @@ class RepositoryFolder:
             raise storage_error(error, f"opening {path}") from error
 
     @staticmethod
-    def _flock(fd: int, mode: int, why: str) -> None:
+    def _flock(fd: int, mode: int, why: str, needless: Callable[[], bool] = lambda: False) -> bool:
         deadline = time.monotonic() + _LOCK_WAIT_S
         while True:
             try:
                 fcntl.flock(fd, mode | fcntl.LOCK_NB)
-                return
+                return True
             except BlockingIOError:
+                if needless():
+                    return False
                 if time.monotonic() > deadline:
                     raise RepositoryBusy(why, hint="wait for the other command and try again") from None
                 time.sleep(0.05)

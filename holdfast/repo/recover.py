@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -245,7 +246,10 @@ def _adopt_special(packs: PackStore, index: Index, tails: Iterable[_Tail], home:
             if scanned is None:
                 continue  # damaged since; `check` will say so
             if scanned.header.kind is Kind.MARK:
-                marks.append(_mark(scanned, home.opener()))
+                with suppress(
+                    DamagedData, UnsupportedFormat
+                ):  # forged, or of a later version: it says nothing to us
+                    marks.append(_mark(scanned, home.opener()))
             else:
                 points.append((_point_row(scanned, tail.pack), tail, offset))
     listed = {row.id for row in index.points()}

@@ -213,8 +213,9 @@ class Repository:
             self._folder.use_index()
             place, outside = self._folder.index_folder(self.config.id)
             if not self._folder.index_exists(place):
-                self._notify("the repository has no index; it is rebuilt from the packs")
-                self._rebuild(lambda _done, _total: None)
+                if self._folder.own_index(lambda: self._folder.index_exists(place)):
+                    self._notify("the repository has no index; it is rebuilt from the packs")
+                    self._rebuild(lambda _done, _total: None)
                 return self._index()
             writable = outside or self._folder.is_writable()
             self._index_ = LmdbIndex(place, self.config.id, read_only=not writable)

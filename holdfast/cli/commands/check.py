@@ -9,6 +9,7 @@ import click
 from holdfast.cli.invocation import Invocation
 from holdfast.cli.options import repository_options, workers_option
 from holdfast.cli.output import Json, print_json, say
+from holdfast.cli.passwords import current_password
 from holdfast.cli.progress import progress
 from holdfast.units import format_size
 
@@ -49,10 +50,11 @@ def command(
         chosen = [repository.resolve(point) for point in points] or None
         with progress(invocation, "checking") as shown:
             report = repository.check(chosen, read_data=read_data, workers=workers, on_progress=shown.update)
+        locked = repository.config.encryption is not None and current_password(invocation) is None
     if invocation.json:
         print_json(_as_json(report, rebuilt))
     else:
-        _print(report, read_data=read_data)
+        _print(report, read_data=read_data, locked=locked)
     error = report.error()
     if error is not None:
         raise error
@@ -94,7 +96,7 @@ def _as_json(report: CheckReport, rebuilt: Rebuilt | None) -> dict[str, Json]:
     }
 
 
-def _print(report: CheckReport, *, read_data: bool) -> None:
+def _print(report: CheckReport, *, read_data: bool, locked: bool) -> None:
     for note in report.notes:
         say(f"note: {note}")
     for finding in report.findings:
@@ -110,7 +112,11 @@ def _print(report: CheckReport, *, read_data: bool) -> None:
         f"{_count(report.points, 'restore point')}{read}"
     )
     if report.clean:
-        say(
-            "no damage found"
-            + ("" if read_data else " in the structure; --read-data verifies every byte as well")
-        )
+        say(f"no damage found{_reservation(read_data=read_data, locked=locked)}")
+
+
+def _reservation(*, read_data: bool, locked: bool) -> str:
+    """What a clean report does not say."""
+    if locked:
+        return " in the packs; whether all restore points are complete needs the password"
+    return "" if read_data else " in the structure; --read-data verifies every byte as well"
