@@ -62,15 +62,13 @@ class Invocation:
                 only if there is one; `later`: when the engine needs it, if it does.
         """
         from holdfast.cli.output import notice
-        from holdfast.cli.passwords import current_password, password_is_given, unlock_patiently
+        from holdfast.cli.passwords import current_password, unlock_patiently
         from holdfast.repo.repository import Repository
 
         password = current_password(self)
         repository = Repository.open(
             self.repository_path(), password=password, notify=lambda message: notice(self, message)
         )
-        if repository.config.encryption is None and password_is_given(self):
-            notice(self, "a password was given, but the repository is not encrypted: nothing in it is secret")
         if unlock == "now" or (unlock == "if possible" and password is not None):
             try:
                 unlock_patiently(self, repository)

@@ -58,10 +58,12 @@ def supervise(command: Callable[[], int], *, json: bool) -> int:
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, waited_for)
             code = command()
-            # The end is decided: a late copy of a request must not kill the interpreter while it shuts down.
-            signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
         except KeyboardInterrupt:  # outside of what the command itself catches
             code = EXIT_INTERRUPTED
+        # The end is decided: a late copy of a request must not kill the interpreter while it shuts down.
+        interrupt.over = True
+        for number in passed_on:
+            signal.signal(number, signal.SIG_IGN)
         return code
     return _outcome(_wait(child, waited_for), json=json)
 
@@ -78,10 +80,13 @@ class _Interrupt:
 
     def __init__(self) -> None:
         self._first_s: float | None = None
+        self.over = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         now_s = time.monotonic()
+        if self.over:
+            return
         if self._first_s is None:
             self._first_s = now_s
             raise KeyboardInterrupt

@@ -9,7 +9,8 @@ import click
 from holdfast.cli.failures import print_failure
 from holdfast.cli.invocation import Invocation
 from holdfast.cli.options import repository_options, workers_option
-from holdfast.cli.output import print_json, say, warn
+from holdfast.cli.output import notice, print_json, say, warn
+from holdfast.cli.passwords import password_is_given
 from holdfast.cli.progress import progress
 from holdfast.errors import EXIT_WARNINGS, HoldfastError, SourceError, UsageError
 from holdfast.units import format_duration, format_size, format_time, parse_time
@@ -92,6 +93,11 @@ def command(
     )
     failed: HoldfastError | None = None
     with invocation.open_repository() as repository:
+        if repository.config.encryption is None and password_is_given(invocation):
+            notice(
+                invocation,
+                "a password was given, but the repository is not encrypted: nothing in it is secret",
+            )
         for source in sources:
             try:
                 _back_up(invocation, repository, source, vm, map_file, options)
