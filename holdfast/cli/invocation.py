@@ -41,13 +41,18 @@ class Invocation:
     exit_code: int = 0
     if_interrupted: str = ""
 
+    @property
+    def address(self) -> str:
+        """The repository that is meant, as it was named; empty if none was."""
+        return self.repository or os.environ.get("HOLDFAST_REPOSITORY") or self.settings.repository
+
     def repository_path(self) -> str:
         """The path of the repository that is meant.
 
         Raises:
             UsageError: none was named, or it is no path.
         """
-        address = self.repository or os.environ.get("HOLDFAST_REPOSITORY") or self.settings.repository
+        address = self.address
         if not address:
             raise UsageError(
                 "no repository was named", hint="name it with -r PATH, or set HOLDFAST_REPOSITORY"

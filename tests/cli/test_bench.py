@@ -73,3 +73,10 @@ def test_refuses(disk: Path, tmp_path: Path, arguments: list[str], code: int) ->
         file.truncate(1 << 20)
     names = {"empty": str(empty), "missing": str(tmp_path / "no"), "disk": str(disk)}
     assert run([argument.format(**names) for argument in arguments]) == code
+
+
+def test_bench_finds_the_repository_wherever_it_is_named(holdfast, repo, monkeypatch) -> None:
+    monkeypatch.setenv("HOLDFAST_REPOSITORY", str(repo))
+    outcome = holdfast("bench", "--sample", "1MiB", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.summary["disk"] == "web1.vmdk"

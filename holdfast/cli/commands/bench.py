@@ -77,7 +77,7 @@ def _disk(invocation: Invocation, source: str | None) -> Iterator[tuple[str, Blo
             largest = max(machine.disks, key=lambda disk: disk.source.size_bytes)
             yield largest.info.name, largest.source
         return
-    if not invocation.repository:
+    if not invocation.address:
         raise UsageError(
             "bench needs a SOURCE, or a repository that holds one", hint="holdfast bench web1.vmdk"
         )
@@ -93,8 +93,8 @@ def _disk(invocation: Invocation, source: str | None) -> Iterator[tuple[str, Blo
 @contextlib.contextmanager
 def _temporary(invocation: Invocation, folder: str | None) -> Iterator[str]:
     """A folder of our own on the disk that the repository is, or would be, on."""
-    if folder is None and invocation.repository:
-        folder = os.path.dirname(os.path.abspath(invocation.repository))
+    if folder is None and invocation.address:
+        folder = os.path.dirname(os.path.abspath(invocation.repository_path()))
     try:
         place = tempfile.mkdtemp(prefix=".holdfast-bench-", dir=folder)
     except OSError as error:
