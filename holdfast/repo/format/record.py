@@ -69,7 +69,7 @@ MAX_PLAIN_BYTES: Final = 32 << 20
 MAX_STORED_BYTES: Final = MAX_PLAIN_BYTES + 4096
 MAX_PACK_BYTES: Final = 2**32 - 1
 """Offsets inside of a pack fit 32 bits."""
-MAX_TABLE_ENTRIES: Final = 500_000
+MAX_TABLE_ENTRIES: Final = 131_072
 """A pack is sealed before it holds more records, so that its table fits one record."""
 
 ENCRYPTED: Final = 0x0001
