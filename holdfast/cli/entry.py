@@ -21,6 +21,9 @@ def main() -> int:
     """Runs the command that the process was started with; returns its exit code."""
     from holdfast.cli.supervise import supervise
 
+    os.environ.setdefault(
+        "OPENBLAS_NUM_THREADS", "1"
+    )  # numpy's linear algebra is not used; its threads would spin
     arguments = sys.argv[1:]
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):

@@ -54,14 +54,14 @@ def _explained(error: BaseException, invocation: Invocation) -> tuple[int, str, 
         return 1, "there is not enough memory", "close other programs, or use fewer --workers"
     if isinstance(error, SystemExit):
         return (error.code if isinstance(error.code, int) else 1), "", ""
-    explained = _of_click(error)
+    explained = _of_click(error, invocation)
     if explained is not None:
         return explained
     internal = InternalError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
     return internal.exit_code, internal.message, f"{internal.hint} (HOLDFAST_DEBUG=1 shows where it happened)"
 
 
-def _of_click(error: BaseException) -> tuple[int, str, str] | None:
+def _of_click(error: BaseException, invocation: Invocation) -> tuple[int, str, str] | None:
     """What an exception of the library that reads the command line means."""
     if not type(error).__module__.startswith("click"):
         return None
@@ -69,6 +69,8 @@ def _of_click(error: BaseException) -> tuple[int, str, str] | None:
 
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code, "", ""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError) and invocation.json:
+        return UsageError.exit_code, "no command was given", "'holdfast --help' lists the commands"
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         with contextlib.suppress(BrokenPipeError):
             print(error.ctx.get_help() if error.ctx else error.format_message(), file=sys.stderr)

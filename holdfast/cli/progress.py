@@ -101,15 +101,21 @@ class _Silent:
         self.pace.note(done, total)
         if self._asked:
             self._asked = False
-            print(f"holdfast: {self._what}: {self.line()}", file=sys.stderr, flush=True)
+            self.tell(f"{self._what}: {self.line() or 'nothing to count yet'}")
         self.show(details)
+
+    def tell(self, line: str) -> None:
+        """Puts the status line on stderr."""
+        print(f"holdfast: {line}", file=sys.stderr, flush=True)
 
     def show(self, details: dict[str, int]) -> None:
         """What the kinds of progress do differently."""
 
     def line(self) -> str:
-        """How far it is, in words."""
+        """How far it is, in words; empty where that can not be counted."""
         pace = self.pace
+        if not pace.total:
+            return ""
         size = format_size if self._unit == "bytes" else str
         words = [f"{size(pace.done)} of {size(pace.total)}"]
         if self._unit == "bytes":
@@ -127,6 +133,10 @@ class _JsonLines(_Silent):
     """Lines on stdout, some a second at most. A reader that went away does not stop the work."""
 
     _next_s = 0.0
+
+    def tell(self, line: str) -> None:
+        """See `_Silent`."""
+        print(as_json({"type": "notice", "message": line}), file=sys.stderr, flush=True)
 
     def show(self, details: dict[str, int]) -> None:
         """See `_Silent`."""

@@ -18,7 +18,6 @@ from typing import Final, NamedTuple
 
 import blake3
 import zstandard
-from cryptography.exceptions import InvalidTag
 
 from holdfast.errors import DamagedData, InternalError
 from holdfast.ids import PackId, RecordId
@@ -161,6 +160,8 @@ class Opener:
             raise DamagedData("a record is encrypted in a repository that is not")
         if len(payload) < NONCE_BYTES + TAG_BYTES:
             raise DamagedData("an encrypted record is too short")
+        from cryptography.exceptions import InvalidTag
+
         nonce = bytes(payload[:NONCE_BYTES])
         associated = header.associated_data()
         try:

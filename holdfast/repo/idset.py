@@ -7,11 +7,12 @@ Used where a command has to remember which of many records it has met. Ids are t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
-
-import numpy as np
+from typing import TYPE_CHECKING, Final
 
 from holdfast.ids import RecordId
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["IdSet"]
 
@@ -38,6 +39,8 @@ class IdSet:
         found = {i for i in asked if i[:_KEY] in self._recent}
         if not self._arrays or not asked:
             return found
+        import numpy as np  # only large sets need it, and it takes a tenth of a second to load
+
         keys = np.array([i[:_KEY] for i in asked], dtype=f"S{_KEY}")
         for array in self._arrays:
             at = np.minimum(np.searchsorted(array, keys), len(array) - 1)
@@ -51,6 +54,8 @@ class IdSet:
         new = asked.keys() - self.known(asked)
         self._recent.update(i[:_KEY] for i in new)
         if len(self._recent) >= _RECENT:
+            import numpy as np
+
             array = np.sort(np.array(list(self._recent), dtype=f"S{_KEY}"))
             self._recent.clear()
             while self._arrays and len(self._arrays[-1]) <= 2 * len(array):

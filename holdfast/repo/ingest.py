@@ -49,7 +49,7 @@ from holdfast.units import MIB
 __all__ = ["Content", "Ingest", "IngestCounters", "RecordAcceptor"]
 
 _NODES_AT_ONCE: Final = 1024
-_WINDOW_BYTES: Final = 2 * MIB
+_WINDOW_BYTES: Final = 1 * MIB
 _GOLDEN: Final = 0.6180339887498949
 
 

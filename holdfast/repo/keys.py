@@ -16,9 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import blake3
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
-from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from holdfast.errors import DamagedConfig, UsageError, WrongPassword
 from holdfast.ids import RecordId
@@ -91,6 +88,9 @@ class Aead(Protocol):
 
 def aead(cipher: Cipher, key: bytes) -> Aead:
     """The AEAD of that name with that key of 32 bytes."""
+    # Imported here: a repository that is not encrypted starts faster without.
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+
     return AESGCM(key) if cipher == "aes256-gcm" else ChaCha20Poly1305(key)
 
 
@@ -176,6 +176,8 @@ def _associated(config: Config, cipher: Cipher, slot: KeySlot) -> bytes:
 
 
 def _password_key(password: str, kdf: ScryptParameters) -> bytes:
+    from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
     return Scrypt(salt=kdf.salt, length=32, n=kdf.n, r=kdf.r, p=kdf.p).derive(
         password.encode("utf-8", "surrogateescape")
     )
@@ -235,6 +237,8 @@ def unlock(config: Config, passwords: Iterable[str]) -> tuple[bytes, KeySlot]:
         WrongPassword: none of them opens any slot.
         DamagedConfig: one does, but the configuration was altered without the key.
     """
+    from cryptography.exceptions import InvalidTag
+
     encryption = _encryption(config)
     for password in passwords:
         for slot in encryption.slots:

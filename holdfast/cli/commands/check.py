@@ -49,7 +49,12 @@ def command(
                 )
         chosen = [repository.resolve(point) for point in points] or None
         with progress(invocation, "checking") as shown:
-            report = repository.check(chosen, read_data=read_data, workers=workers, on_progress=shown.update)
+            report = repository.check(
+                chosen,
+                read_data=read_data,
+                workers=workers,
+                on_progress=lambda done, total: shown.update(done, total if read_data else 0),
+            )
         locked = repository.config.encryption is not None and current_password(invocation) is None
     if invocation.json:
         print_json(_as_json(report, rebuilt))

@@ -99,8 +99,8 @@ _RECORD_HEADER: Final = struct.Struct("<4sBBHII32s16sQ")
 _FOOTER: Final = struct.Struct("<8sQIIQ")
 _TABLE_ENTRY: Final = struct.Struct("<32sIIIBBH")
 _CHECK: Final = struct.Struct("<Q")
-_KINDS: Final = frozenset(int(kind) for kind in Kind)
-_CODECS: Final = frozenset(int(codec) for codec in Codec)
+_KINDS: Final = {int(kind): kind for kind in Kind}
+_CODECS: Final = {int(codec): codec for codec in Codec}
 
 TABLE_ENTRY_BYTES: Final = _TABLE_ENTRY.size
 
@@ -260,7 +260,7 @@ def decode_record_header(data: bytes | memoryview, pack_id: PackId) -> RecordHea
         raise DamagedData(f"a record header claims {stored} stored and {plain} plain bytes, beyond the limit")
     if kind not in _KINDS or codec not in _CODECS or flags & ~KNOWN_FLAGS:
         raise _unknown(kind, codec, flags)
-    return RecordHeader(Kind(kind), Codec(codec), flags, stored, plain, RecordId(record_id), strong)
+    return RecordHeader(_KINDS[kind], _CODECS[codec], flags, stored, plain, RecordId(record_id), strong)
 
 
 def encode_table(entries: Sequence[TableEntry]) -> bytes:
@@ -292,7 +292,7 @@ def decode_table(data: bytes | memoryview) -> list[TableEntry]:
             raise _unknown(kind, codec, flags)
         end = offset + RECORD_HEADER_BYTES + stored
         entries.append(
-            TableEntry(RecordId(record_id), offset, stored, plain, Kind(kind), Codec(codec), flags)
+            TableEntry(RecordId(record_id), offset, stored, plain, _KINDS[kind], _CODECS[codec], flags)
         )
     return entries
 
