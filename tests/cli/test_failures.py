@@ -282,6 +282,8 @@ def test_errors_as_json(holdfast, repo, tmp_path) -> None:
         (["show", "-r", repo, "nope@latest"], 14),
         (["backup", "-r", repo, tmp_path / "none"], 41),
         (["backup", "-r", repo], 2),
+        ([], 2),
+        (["key"], 2),
     ):
         outcome = holdfast(*words, "--json")
         assert outcome.code == code

@@ -54,8 +54,6 @@ def test_without_assertions(execute, repo, vm, tmp_path, same) -> None:
     assert execute("restore", "-r", repo, "web1@latest", tmp_path / "back", options=optimised).code == 0
     assert same(vm, tmp_path / "back")
     assert execute("check", "-r", repo, "--read-data", options=optimised).code == 0
-    assert execute("list", "-r", tmp_path, options=optimised).code == 10
-    assert execute("-OO", options=("-OO",)).code == 2
 
 
 def test_as_a_module_it_is_the_command(execute) -> None:

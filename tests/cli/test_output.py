@@ -160,9 +160,8 @@ def test_output_is_utf_8_whatever_the_locale(execute, empty_repo, done, tmp_path
     disk = tmp_path / "d.raw"
     disk.write_bytes(b"x" * 5000)
     done("backup", "-r", empty_repo, disk, "--vm", "größe")
-    for locale in ("C", "POSIX", "C.UTF-8"):
-        environment = {**os.environ, "LC_ALL": locale}
-        assert "größe" in execute("list", "-r", empty_repo, env=environment, encoding="utf-8").out
+    environment = {**os.environ, "LC_ALL": "C"}
+    assert "größe" in execute("list", "-r", empty_repo, env=environment, encoding="utf-8").out
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     assert "gr\\xf6\\xdfe" in execute("list", "-r", empty_repo, env=environment).out
 

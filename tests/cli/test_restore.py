@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.cli import restoring
+from holdfast.errors import DestinationExists, StorageError
+from holdfast.repo.repository import Repository
+
 DISK_BYTES = 24 << 20
 needs_qemu = pytest.mark.skipif(
     shutil.which("qemu-img") is None, reason="needs qemu-img (package qemu-utils)"
@@ -243,3 +247,96 @@ def test_more_files_than_may_be_open(execute, done, empty_repo, tmp_path, same) 
     outcome = execute("-r", empty_repo, "restore", "many@latest", tmp_path / "back", preexec_fn=few_files)
     assert outcome.code == 0, outcome.err
     assert same(folder, tmp_path / "back")
+
+
+class Meddler:
+    """Is told of progress, and does something else instead."""
+
+    def __init__(self, action) -> None:
+        self.action = action
+
+    def update(self, done: int, total: int, **details: int) -> None:
+        self.action()
+
+
+def restore_with(repo: Path, dest: Path, action) -> None:
+    with Repository.open(str(repo)) as repository:
+        point = repository.resolve("web1@latest")
+        plan = restoring.plan_restore(
+            repository.path, point, str(dest), disk=None, as_="original", overwrite=False
+        )
+        restoring.carry_out(repository, point, plan, Meddler(action), 1)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, StorageError("no more"), MemoryError])
+def test_a_restore_that_stops_leaves_nothing_behind(repo, tmp_path, error) -> None:
+    def stop() -> None:
+        raise error
+
+    with pytest.raises(type(error) if isinstance(error, Exception) else error):
+        restore_with(repo, tmp_path / "a" / "b", stop)
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "kept").mkdir()
+    with pytest.raises(type(error) if isinstance(error, Exception) else error):
+        restore_with(repo, tmp_path / "kept", stop)
+    assert os.listdir(tmp_path / "kept") == []
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(repo, tmp_path) -> None:
+    back = tmp_path / "back"
+    with pytest.raises(DestinationExists):
+        restore_with(repo, back, lambda: (back / "web1.vmx").write_text("somebody else's"))
+    assert names(back) == ["web1.vmx"]
+    assert (back / "web1.vmx").read_text() == "somebody else's"
+
+
+def test_files_with_odd_names(done, empty_repo, vm, tmp_path, same) -> None:
+    for name in ("a\nb.log", "größe.log", "\x1b[2J", " ", "-rf", "x" * 255, "quote'\"", "a\\b"):
+        (vm / name).write_text(name)
+    done("backup", "-r", empty_repo, vm)
+    assert all(c.isprintable() for c in done("show", "-r", empty_repo, "web1@latest").out.replace("\n", ""))
+    done("restore", "-r", empty_repo, "web1@latest", tmp_path / "back")
+    assert same(vm, tmp_path / "back")
+
+
+@pytest.fixture
+def device(tmp_path: Path):
+    """A block device of 32 MiB, full of other data."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to make a loop device")
+    backing = tmp_path / "backing"
+    backing.write_bytes(b"\xaa" * (32 << 20))
+    made = subprocess.run(
+        ["losetup", "--find", "--show", backing], capture_output=True, text=True, check=False
+    )
+    if made.returncode:
+        pytest.skip("needs loop devices")
+    yield Path(made.stdout.strip())
+    subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
+
+
+@needs_qemu
+def test_a_block_device_is_read_and_written(holdfast, done, repo, device, flat, tmp_path) -> None:
+    words = ("restore", "-r", repo, "web1@latest~1", device, "--disk", "web1.vmdk")
+    assert holdfast(*words, "--overwrite").code == 2  # a .vmdk can not be a device
+    outcome = holdfast(*words, "--as", "raw")
+    assert outcome.code == 33
+    assert "--overwrite" in outcome.err
+    done(*words, "--as", "raw", "--overwrite")
+    with device.open("rb") as file:
+        assert file.read(DISK_BYTES) == flat.read_bytes()  # what were holes is zeros now
+        assert set(file.read()) == {0xAA}  # what lies behind is left alone
+    done("backup", "-r", repo, device, "--vm", "device")
+    done("restore", "-r", repo, "device@latest", tmp_path / "device.raw")
+    assert identical(device, tmp_path / "device.raw")
+
+
+def test_a_block_device_that_is_too_small(holdfast, done, empty_repo, device, tmp_path) -> None:
+    big = tmp_path / "big.raw"
+    with big.open("wb") as file:
+        file.truncate(40 << 20)
+        file.write(b"x")
+    done("backup", "-r", empty_repo, big)
+    outcome = holdfast("restore", "-r", empty_repo, "big@latest", device, "--overwrite")
+    assert outcome.code == 30
+    assert "at least as large" in outcome.err
