@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -126,8 +126,8 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
 
 
 @pytest.fixture
-def spoilt(sample: Sample, tmp_path: Path) -> Iterator[Spoilt]:
-    yield sample.copy(tmp_path / "repo")
+def spoilt(sample: Sample, tmp_path: Path) -> Spoilt:
+    return sample.copy(tmp_path / "repo")
 
 
 def pick(sample: Sample, kind: Kind, *, sealed: bool, rng: random.Random) -> Found:

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import blake3
-from rig.disks import UNIT, unit
 
 from holdfast.ids import PackId, RecordId
 from holdfast.repo.check import DamagedRange
 from holdfast.repo.format.record import PACK_HEADER_BYTES, Kind
 from holdfast.repo.packs import PackStore
 from holdfast.repo.records import PackScanner
+from rig.disks import UNIT, unit
 
 
 @dataclass(frozen=True)
