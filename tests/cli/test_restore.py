@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.cli import restoring
+from holdfast.cli import restore_plan, restoring
 from holdfast.errors import DestinationExists, StorageError
 from holdfast.repo.repository import Repository
 
@@ -262,7 +262,7 @@ class Meddler:
 def restore_with(repo: Path, dest: Path, action) -> None:
     with Repository.open(str(repo)) as repository:
         point = repository.resolve("web1@latest")
-        plan = restoring.plan_restore(
+        plan = restore_plan.plan_restore(
             repository.path, point, str(dest), disk=None, as_="original", overwrite=False
         )
         restoring.carry_out(repository, point, plan, Meddler(action), 1)

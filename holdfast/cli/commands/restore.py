@@ -13,7 +13,8 @@ from holdfast.cli.progress import progress
 from holdfast.units import format_duration, format_size
 
 if TYPE_CHECKING:
-    from holdfast.cli.restoring import Restored, RestorePlan
+    from holdfast.cli.restore_plan import RestorePlan
+    from holdfast.cli.restoring import Restored
     from holdfast.esxi.layout import RestoreFormat
     from holdfast.repo.points import Point
 
@@ -53,7 +54,8 @@ def command(
     block device DEST, or into DEST if that is a folder or ends in '/'. No file shows under its name before it is
     complete, and nothing is left behind by a restore that fails.
     """
-    from holdfast.cli.restoring import carry_out, plan_restore
+    from holdfast.cli.restore_plan import plan_restore
+    from holdfast.cli.restoring import carry_out
 
     with invocation.open_repository() as repository:
         found = repository.resolve(point)
