@@ -148,8 +148,13 @@ class RepositoryFolder:
                     if looks
                     else f"'holdfast init -r {self.path}' makes one in an empty folder",
                 )
-            kind = "is a file, not a repository" if os.path.exists(self.path) else "does not exist"
-            raise NoRepository(f"{self.path} {kind}", hint=f"'holdfast init -r {self.path}' makes a new one")
+            if os.path.exists(self.path):
+                raise NoRepository(
+                    f"{self.path} is a file, not a repository", hint="name the repository's folder"
+                )
+            raise NoRepository(
+                f"{self.path} does not exist", hint=f"'holdfast init -r {self.path}' makes a new repository"
+            )
         if first is not None:
             with contextlib.suppress(DamagedConfig):
                 return ReadConfig(decode_config(first), "")

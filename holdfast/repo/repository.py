@@ -388,7 +388,7 @@ class Repository:
         if self.config.encryption is None or self._password is not None:
             opener = Opener(self.unlock())
         else:
-            note = "no password was given: stored bytes were verified, restore points were not"
+            note = "no password was given, so restore points were not checked, and content only by the hash of what is stored"
         records = RecordReader(self._store, index, opener or Opener(key_slots.clear_keys()))
         trees = TreeReader(records)
         checker = Checker(

@@ -125,16 +125,16 @@ def _print(name: str, place: str, measured: Measurement, options: InitOptions, r
     say("")
     print_table(
         [
-            Column("chunker"),
-            Column("size", right=True),
-            Column("chunks", right=True),
-            Column("new data", right=True),
-            Column("stored", right=True),
-            Column("with metadata", right=True),
-            Column("1 + 30 backups", right=True),
-            Column("index of all", right=True),
-            Column("cut MB/s", right=True),
-            Column("hash MB/s", right=True),
+            Column("CHUNKER"),
+            Column("SIZE", right=True),
+            Column("CHUNKS", right=True),
+            Column("NEW DATA", right=True),
+            Column("STORED", right=True),
+            Column("WITH METADATA", right=True),
+            Column("1 + 30 BACKUPS", right=True),
+            Column("INDEX OF ALL", right=True),
+            Column("CUT MB/S", right=True),
+            Column("HASH MB/S", right=True),
         ],
         [
             [
@@ -155,10 +155,10 @@ def _print(name: str, place: str, measured: Measurement, options: InitOptions, r
     say("")
     print_table(
         [
-            Column("compression"),
-            Column("ratio", right=True),
-            Column("compress MB/s", right=True),
-            Column("decompress MB/s", right=True),
+            Column("COMPRESSION"),
+            Column("RATIO", right=True),
+            Column("COMPRESS MB/S", right=True),
+            Column("DECOMPRESS MB/S", right=True),
         ],
         [
             [f"zstd:{r.level}", f"{r.ratio:.2f}", _rate(r.compress_rate), _rate(r.decompress_rate)]
@@ -168,10 +168,10 @@ def _print(name: str, place: str, measured: Measurement, options: InitOptions, r
     say("")
     print_table(
         [
-            Column("threads", right=True),
-            Column("first backup MB/s", right=True),
-            Column("unchanged MB/s", right=True),
-            Column("read back MB/s", right=True),
+            Column("THREADS", right=True),
+            Column("FIRST BACKUP MB/S", right=True),
+            Column("UNCHANGED MB/S", right=True),
+            Column("READ BACK MB/S", right=True),
         ],
         [
             [str(r.threads), _rate(r.backup_rate), _rate(r.unchanged_rate), _rate(r.restore_rate)]
