@@ -36,7 +36,7 @@ def _memory_bytes() -> int:
 
 
 def _file_system(folder: str) -> str:
-    return _first_line("stat", "--file-system", "--format=%T", folder) or "unknown"
+    return _first_line("findmnt", "--noheadings", "--output", "FSTYPE", "--target", folder) or "unknown"
 
 
 def _version(library: str) -> str:

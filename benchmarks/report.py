@@ -69,6 +69,7 @@ def _targets(runs: Sequence[Summary], remarks: dict[str, str]) -> Iterator[str]:
                 verdict.value,
                 verdict.against,
                 verdict.ratio,
+                verdict.cpu,
                 verdict.target,
                 _VERDICTS[verdict.met],
                 str(run.runs) if verdict.met is not None else "",
@@ -78,7 +79,9 @@ def _targets(runs: Sequence[Summary], remarks: dict[str, str]) -> Iterator[str]:
             reasons.append(
                 f"- *{verdict.work}*, {_VERDICTS[verdict.met]} (target {verdict.target}): {remarks[verdict.key]}"
             )
-    yield from _table(["work", "Holdfast", "against", "ratio", "target", "verdict", "runs"], rows)
+    yield from _table(
+        ["work", "Holdfast", "against", "ratio", "CPU s of both", "target", "verdict", "runs"], rows
+    )
     if reasons:
         yield "Where the distance comes from:"
         yield ""
