@@ -50,6 +50,7 @@ __all__ = ["Content", "Ingest", "IngestCounters", "RecordAcceptor"]
 
 _NODES_AT_ONCE: Final = 1024
 _WINDOW_BYTES: Final = 1 * MIB
+_STAGE_BYTES: Final = 512 * 1024
 _GOLDEN: Final = 0.6180339887498949
 
 
@@ -382,22 +383,33 @@ class Ingest:
     def _store(
         self, task: _Task, ids: list[ChunkId], pieces: list[memoryview | None], leaf: NodeId, plaintext: bytes
     ) -> tuple[int, int]:
+        def again() -> None:
+            self._segment(task, again=True)
+
         generation = self._acceptor.generation()
         # What was taken over unread is held by the session through the parent, so nobody asks for it.
         every: list[RecordId] = [i for i, piece in zip(ids, pieces, strict=True) if piece is not None]
         every.append(leaf)
         unknown = self._acceptor.unknown(every)
-        relied = frozenset(every) - unknown
         records: list[Sealed] = []
+        staged_bytes = new_bytes = new_chunks = 0
         for chunk, piece in zip(ids, pieces, strict=True):
-            if piece is not None and chunk in unknown:
-                unknown.discard(chunk)
-                records.append(self._sealer.seal(Kind.CHUNK, chunk, piece))
-        new_chunks = len(records)
+            if piece is None or chunk not in unknown:
+                continue
+            unknown.discard(chunk)
+            records.append(self._sealer.seal(Kind.CHUNK, chunk, piece))
+            new_chunks += 1
+            staged_bytes += len(records[-1].payload)
+            if staged_bytes >= _STAGE_BYTES:
+                # While it is in the processor's cache. Should a commit come before the leaf, the leaf relies
+                # on these chunks like on any others.
+                new_bytes += self._acceptor.append(Segment(records, frozenset(), None, again), generation)
+                records, staged_bytes = [], 0
         if leaf in unknown:
             records.append(self._sealer.seal(Kind.NODE, leaf, plaintext))
-        segment = Segment(records, relied, leaf, lambda: self._segment(task, again=True))
-        return self._acceptor.append(segment, generation), new_chunks
+        relied = frozenset(every) - {sealed.header.id for sealed in records}
+        new_bytes += self._acceptor.append(Segment(records, relied, leaf, again), generation)
+        return new_bytes, new_chunks
 
     def _parent_leaf(self, content: Content, segment: int) -> NodeId | None:
         parent = content.parent
