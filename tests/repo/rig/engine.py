@@ -19,6 +19,7 @@ from holdfast.disk import Machine
 from holdfast.ids import PackId, RecordId
 from holdfast.repo.backup import BackupOptions, BackupSummary
 from holdfast.repo.check import CheckReport, contents_of
+from holdfast.repo.format import rows
 from holdfast.repo.format.record import Kind
 from holdfast.repo.index import Index
 from holdfast.repo.lmdb_index import LmdbIndex
@@ -29,7 +30,7 @@ from holdfast.repo.recover import rebuild_index
 from holdfast.repo.repository import InitOptions, Repository
 from rig.disks import KIB, MIB, MemorySink, machine_of
 from rig.faults import Faults, FaultyIndex, FaultyPackStore
-from rig.model_index import ModelIndex
+from rig.model_index import ModelIndex, swept
 from rig.stores import MemoryPackStore
 
 SMALL = InitOptions(
@@ -146,11 +147,17 @@ class FolderWorld:
 
 
 def remove_rows(index: Index, ids: set[RecordId]) -> None:
-    """Takes rows out of a real index, behind everybody's back."""
+    """Takes rows out of a real index, behind everybody's back, as garbage collection will."""
     assert isinstance(index, LmdbIndex)
     with index._env.begin(write=True) as txn:
         for record_id in ids:
-            txn.delete(record_id, db=index._chunks)
+            value = txn.pop(record_id, db=index._chunks)
+            if value is None:
+                continue
+            place = rows.decode_place(record_id, value)
+            key = rows.pack_key(place.pack)
+            row = rows.decode_pack_row(key, txn.get(key, b"", db=index._packs))
+            txn.put(key, rows.encode_pack_row(swept(row, place)), db=index._packs)
 
 
 def restored(repository: Repository, point: Point) -> dict[str, bytes]:

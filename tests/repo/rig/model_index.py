@@ -25,6 +25,18 @@ class _State:
     epoch: int = 1
 
 
+def swept(row: PackRow, place: Place) -> PackRow:
+    """A pack's row after the index has let go of one of its records."""
+    size = RECORD_HEADER_BYTES + place.stored_bytes
+    return replace(
+        row,
+        records=row.records - 1,
+        dead_records=row.dead_records + 1,
+        live_bytes=row.live_bytes - size,
+        dead_bytes=row.dead_bytes + size,
+    )
+
+
 class ModelIndex:
     """See `holdfast.repo.index.Index`. Commits survive every crash; nothing else is kept."""
 
@@ -175,7 +187,11 @@ class ModelIndex:
     def remove_records(self, ids: set[RecordId]) -> None:
         """Takes records out, as garbage collection will."""
         with self._lock:
-            self._state.chunks = {i: place for i, place in self._state.chunks.items() if i not in ids}
+            chunks, packs = dict(self._state.chunks), dict(self._state.packs)
+            for record_id in ids & chunks.keys():
+                place = chunks.pop(record_id)
+                packs[place.pack] = swept(packs[place.pack], place)
+            self._state.chunks, self._state.packs = chunks, packs
 
     def pack_id(self, number: int) -> PackId:
         return self._state.packs[number].id
