@@ -34,6 +34,7 @@ __all__ = ["ReadConfig", "RepositoryFolder"]
 CONFIG_FILE: Final = "config.json"
 COPY_FILE: Final = "config.json.copy"
 _README_FILE: Final = "README.txt"
+_INDEX_FOLDER: Final = "index"
 _LOCK_WAIT_S: Final = 10.0
 _NETWORK_FILE_SYSTEMS: Final = frozenset(
     {
@@ -205,9 +206,13 @@ class RepositoryFolder:
                 while rest:
                     rest = rest[os.write(fd, rest) :]
                 os.fsync(fd)
+                os.replace(temporary, os.path.join(self.path, name))
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+                raise
             finally:
                 os.close(fd)
-            os.replace(temporary, os.path.join(self.path, name))
             sync_folder(self.path)
 
     # --- locks
@@ -299,7 +304,7 @@ class RepositoryFolder:
             cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
             override = os.path.join(cache, "holdfast", "index")
         if not override:
-            return os.path.join(self.path, "index"), False
+            return os.path.join(self.path, _INDEX_FOLDER), False
         if not os.path.isabs(override):
             raise UsageError("HOLDFAST_INDEX_DIR is no absolute path")
         return os.path.join(override, repository.hex()), True
@@ -312,9 +317,9 @@ class RepositoryFolder:
     def replacing_index(self, folder: str) -> Iterator[str]:
         """A new folder that takes the index's place, atomically, if the block ends well.
 
-        Must be called while `own_index` holds.
+        Must be called while `own_index` holds. What earlier calls left behind when they were killed is removed.
         """
-        if not self.is_writable() and folder.startswith(self.path):
+        if not self.is_writable() and folder == os.path.join(self.path, _INDEX_FOLDER):
             raise StorageDenied(
                 "the index must be rebuilt, but the repository is read-only",
                 hint="set HOLDFAST_INDEX_DIR to a folder where the index may be put",
@@ -322,7 +327,9 @@ class RepositoryFolder:
         fresh = f"{folder}.new-{os.getpid()}"
         try:
             os.makedirs(os.path.dirname(folder), exist_ok=True)
-            _remove_tree(fresh)
+            for name in os.listdir(os.path.dirname(folder)):
+                if name.startswith((f"{os.path.basename(folder)}.new-", f"{os.path.basename(folder)}.old-")):
+                    _remove_tree(os.path.join(os.path.dirname(folder), name))
             yield fresh
             old = f"{folder}.old-{os.getpid()}"
             if os.path.lexists(folder):
