@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -142,24 +142,24 @@ def run_workload(
     work: str,
     runs: int,
     skip: frozenset[str] = frozenset(),
+    on_round: Callable[[dict[str, object]], None] = lambda _result: None,
 ) -> dict[str, object]:
     """The result of all rounds, as it is written to JSON.
+
+    Args:
+        skip: names of steps to leave out.
+        on_round: receives the result so far after each round.
 
     Raises:
         CommandFailed: a tool failed, or gave a wrong result.
     """
     machine = describe(work)
     rounds: list[dict[str, object]] = []
-    for number in range(runs):
-        one = _Round(workload, tools, images, work)
-        _say(f"round {number + 1} of {runs}")
-        one.run(skip)
-        rounds.append({"ceilings": one.ceilings, "tools": one.results, "load_after": os.getloadavg()[0]})
-    return {
+    result: dict[str, object] = {
         "workload": workload.name,
         "title": workload.title,
         "machine": machine,
-        "steps": {step.name: step.title for step in workload.steps},
+        "steps": {step.name: step.title for step in workload.steps if step.name not in skip},
         "images": {
             name: {
                 "size_bytes": os.path.getsize(os.path.join(images, name)),
@@ -170,6 +170,13 @@ def run_workload(
         "tools": {tool.name: {"version": tool.version(), "remark": tool.remark} for tool in tools},
         "rounds": rounds,
     }
+    for number in range(runs):
+        one = _Round(workload, tools, images, work)
+        _say(f"round {number + 1} of {runs}")
+        one.run(skip)
+        rounds.append({"ceilings": one.ceilings, "tools": one.results, "load_after": os.getloadavg()[0]})
+        on_round(result)
+    return result
 
 
 def main() -> None:
@@ -189,6 +196,14 @@ def main() -> None:
     parser.add_argument("--output", help="the JSON file (default: a new one in benchmarks/results)")
     arguments = parser.parse_args()
     workload = WORKLOADS[arguments.workload]
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    output = Path(arguments.output or RESULTS / f"{workload.name}-{stamp}.json")
+    output.parent.mkdir(parents=True, exist_ok=True)
+
+    def save(result: dict[str, object]) -> None:
+        result["made"] = "given images" if arguments.images else f"{arguments.size}, seed {arguments.seed}"
+        output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
     with tempfile.TemporaryDirectory(prefix="holdfast-bench-", dir=arguments.work) as work:
         images = arguments.images
         if images is None:
@@ -197,14 +212,9 @@ def main() -> None:
         tools = make_tools(
             arguments.tools or workload.tools, work, holdfast=arguments.holdfast, borg=arguments.borg
         )
-        result = run_workload(
-            workload, tools, os.path.abspath(images), work, arguments.runs, frozenset(arguments.skip)
+        run_workload(
+            workload, tools, os.path.abspath(images), work, arguments.runs, frozenset(arguments.skip), save
         )
-    result["made"] = "given images" if arguments.images else f"{arguments.size}, seed {arguments.seed}"
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    output = Path(arguments.output or RESULTS / f"{workload.name}-{stamp}.json")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(output)
 
 
