@@ -49,8 +49,9 @@ from holdfast.units import MIB
 __all__ = ["Content", "Ingest", "IngestCounters", "RecordAcceptor"]
 
 _NODES_AT_ONCE: Final = 1024
-_WINDOW_BYTES: Final = 1 * MIB
+_WINDOW_BYTES: Final = 4 * MIB
 _STAGE_BYTES: Final = 512 * 1024
+_ZEROS: Final = memoryview(bytes(1 * MIB))
 _GOLDEN: Final = 0.6180339887498949
 
 
@@ -348,11 +349,11 @@ class Ingest:
             if low >= high:
                 continue
             if low > at:
-                view[at:low] = bytes(low - at)
+                _zero(view[at:low])
             source.read_into(base + low, view[low:high])
             at = high
         if at < end:
-            view[at:end] = bytes(end - at)
+            _zero(view[at:end])
 
     def _segment(self, task: _Task, *, again: bool = False) -> None:
         content, segment = task
@@ -438,3 +439,10 @@ class Ingest:
         records = [self._sealer.seal(Kind.NODE, node, text) for node, text in nodes if node in unknown]
         relied = frozenset(RecordId(node) for node, _ in nodes) - unknown
         self._acceptor.append(Segment(records, relied, None, lambda: self._store_nodes(nodes)), generation)
+
+
+def _zero(view: memoryview) -> None:
+    """Fills a view with zeros, without making as many first."""
+    for start in range(0, len(view), len(_ZEROS)):
+        part = view[start : start + len(_ZEROS)]
+        part[:] = _ZEROS[: len(part)]
