@@ -260,7 +260,7 @@ def _adopt_special(packs: PackStore, index: Index, tails: Iterable[_Tail], home:
             continue
         if home.is_complete(point):
             index.commit(Batch(None, now, point=point))
-        else:
+        elif not home.sole_index:  # what it needs may be in a pack that another writer holds just now
             unfinished.add(tail.pack)
     _apply_marks(index, marks, now)
     for tail in waiting:
