@@ -13,7 +13,7 @@ import blake3
 
 from holdfast.chunker import ChunkerParams, make_chunker
 from holdfast.disk import ChangeMap, Machine
-from holdfast.errors import EmptySource, PointNotFound, UsageError
+from holdfast.errors import EmptySource, PointNotFound, StorageError, UsageError
 from holdfast.ids import PointId, RecordId, SessionId
 from holdfast.repo.codec import Sealer
 from holdfast.repo.format.config import Config
@@ -311,7 +311,8 @@ def run_backup(
         with contextlib.suppress(Exception):  # the first error is the one to report
             session.close(keep=True)
         raise
-    session.close(keep=False)
+    with contextlib.suppress(StorageError):  # the point is listed; what is left of the session expires
+        session.close(keep=False)
     when = now if options.time is None else options.time
     return _summary(machine, vm_uuid, when, ingest.counters, session.stored_bytes, began, point)
 

@@ -39,15 +39,18 @@ from holdfast.repo.format import rows
 from holdfast.repo.format.record import RECORD_HEADER_BYTES
 from holdfast.repo.format.rows import PackRow, PackState, Place, PointRow, PointsDigest, SessionRow
 from holdfast.repo.index import Batch, Committed, IndexFigures, NewRecord
-from holdfast.units import GIB, MIB
+from holdfast.units import GIB, KIB, MIB
 
 __all__ = ["LmdbIndex"]
 
 DATA_FILE: Final = "data.mdb"
+LOCK_FILE: Final = "lock.mdb"
 HEAD_FILE: Final = "head"
 _MAP_BYTES: Final = 256 * GIB
 _SMALL_MAP_BYTES: Final = 8 * GIB
 _MOST_READERS: Final = 1024
+_LOCK_BYTES: Final = 72 * KIB
+"""A little more than that many readers take."""
 _TABLES: Final = ("chunks", "packs", "points", "sessions", "roots", "meta")
 _NEXT_PACK: Final = b"next_pack"
 _EPOCH: Final = b"epoch"
@@ -104,7 +107,22 @@ def _is_full(folder: str) -> bool:
     return False
 
 
+def _make_lock_file(folder: str) -> None:
+    """Gives the lock file its blocks before LMDB maps it: writing to a hole of it on a full disk ends the process."""
+    fd = os.open(os.path.join(folder, LOCK_FILE), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        if os.fstat(fd).st_size < _LOCK_BYTES:
+            os.posix_fallocate(fd, 0, _LOCK_BYTES)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+    finally:
+        os.close(fd)
+
+
 def _open_environment(folder: str, *, read_only: bool) -> lmdb.Environment:
+    if not read_only:
+        _make_lock_file(folder)
     for map_bytes in (_MAP_BYTES, _SMALL_MAP_BYTES):
         try:
             return lmdb.open(

@@ -24,7 +24,7 @@ from typing import Final, Self
 
 from holdfast.chunker import ChunkerParams, make_chunker
 from holdfast.disk import BlockSink, Machine
-from holdfast.errors import IntegrityError, UnsupportedFormat, UsageError, WrongPassword
+from holdfast.errors import IntegrityError, StorageError, UnsupportedFormat, UsageError, WrongPassword
 from holdfast.ids import RepositoryId
 from holdfast.repo import keys as key_slots
 from holdfast.repo.backup import BackupOptions, BackupSummary, Engine, run_backup
@@ -306,18 +306,25 @@ class Repository:
 
     @contextlib.contextmanager
     def holding(self, kind: str, points: Sequence[Point]) -> Iterator[None]:
-        """Keeps restore points from being collected while they are read."""
+        """Keeps restore points from being collected while they are read.
+
+        Where that can not be recorded (a full disk), they are read all the same.
+        """
         index = self._index()
         if not self._folder.is_writable():
             yield
             return
         held = tuple(point.id for point in points)
         lease = Lease(index, new_session_row(kind, int(_time.time()), held), _time.time)
-        lease.begin()
+        try:
+            lease.begin()
+        except StorageError as error:
+            self._notify(f"what is read can not be protected from garbage collection: {error.message}")
         try:
             yield
         finally:
-            lease.end()
+            with contextlib.suppress(StorageError):  # it expires
+                lease.end()
 
     def restore(
         self,
