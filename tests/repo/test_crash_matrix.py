@@ -202,3 +202,17 @@ def test_an_error_at_every_operation_is_reported_and_harms_nothing(
         held = [p for p in spoilt.store.ids() if spoilt.store._files[p].holder is not None]
         assert not held, "a failed backup still holds packs"
         aftermath(spoilt, truth_of(world), rng)
+
+
+@pytest.mark.parametrize("kind", ["full", "broken"])
+def test_an_error_after_the_point_is_listed_is_no_failure(world: MemoryWorld, kind: str) -> None:
+    """What is left of the session can not be removed; the backup is complete all the same."""
+    error = disk_full() if kind == "full" else disk_error()
+    faults = Faults(lambda _number, name: error if name == "end_session" else None)
+    truth = truth_of(world)
+    with world.open(faults) as repository:
+        point = backup(repository, SECOND)
+    assert faults.fired == 1
+    truth.points[point] = {"disk0.raw": SECOND, **FILES}
+    with world.open() as repository:
+        truth.verify(repository)
