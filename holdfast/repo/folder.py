@@ -345,8 +345,11 @@ class RepositoryFolder:
 
 
 def _remove_tree(path: str) -> None:
-    """Removes a folder of files, if it is there."""
+    """Removes a folder of files, if it is there, or whatever has taken its place."""
     with contextlib.suppress(FileNotFoundError):
+        if not os.path.isdir(path) or os.path.islink(path):
+            os.unlink(path)
+            return
         for name in os.listdir(path):
             os.unlink(os.path.join(path, name))
         os.rmdir(path)
