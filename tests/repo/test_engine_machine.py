@@ -36,6 +36,7 @@ from holdfast.errors import StorageError
 from holdfast.ids import RecordId
 from holdfast.repo import session
 from holdfast.repo.check import contents_of
+from holdfast.repo.recover import adopt_strays
 from holdfast.repo.repository import Repository
 from holdfast.repo.tree import segment_count, segment_length
 
@@ -178,8 +179,9 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule()
     def collect(self) -> None:
-        """What garbage collection will do: take rows out that no point and no session needs."""
+        """What garbage collection will do: adopt what dead writers left, then drop what nothing needs."""
         with self.world.open() as repository:
+            adopt_strays(repository._store, repository._index(), repository._home(), 1, grown=True)
             live = self.live(repository)
             index = repository._index()
             every = {record_id for record_id, _ in index.scan(None, 10**6)}
