@@ -25,6 +25,7 @@ from typing import Final
 from holdfast.errors import DamagedData, HoldfastError, UnsupportedFormat, WrongPassword
 from holdfast.ids import PackId, PointId, RecordId, RepositoryId
 from holdfast.repo.codec import Opener, strong_hash
+from holdfast.repo.format.manifest import decode_manifest
 from holdfast.repo.format.mark import Mark, decode_mark
 from holdfast.repo.format.record import (
     FOOTER_BYTES,
@@ -59,12 +60,14 @@ class Home:
         is_complete: whether all that a manifest needs is in the index.
         opener: asked for only when a mark or a manifest turns up.
         sole_index: the repository has no other index, so what this one does not know was never committed.
+        has_key: whether `opener` can be asked without a password being missing.
     """
 
     repository: RepositoryId
     is_complete: Callable[[PointRow], bool]
     opener: Callable[[], Opener]
     sole_index: bool = True
+    has_key: bool = True
 
 
 def read_pack_header(packs: PackStore, pack_id: PackId, repository: RepositoryId) -> PackHeader:
@@ -258,7 +261,11 @@ def _adopt_special(packs: PackStore, index: Index, tails: Iterable[_Tail], home:
     for point, tail, _ in points:
         if point.id in listed or point.id in collected:
             continue
-        if home.is_complete(point):
+        try:
+            complete = home.is_complete(point)
+        except UnsupportedFormat:  # of a later version: whoever can read it will see
+            complete = True
+        if complete:
             index.commit(Batch(None, now, point=point))
         elif not home.sole_index:  # what it needs may be in a pack that another writer holds just now
             unfinished.add(tail.pack)
@@ -348,8 +355,9 @@ def rebuild_index(
 ) -> Rebuilt:
     """Fills an empty index from the packs: from the tables of sealed ones, from the records of others.
 
-    The packs are not changed. Restore points are listed if their manifest is intact; whether all that
-    they need is intact is for `check` to say. Marks are applied; a collected point is not listed.
+    The packs are not changed. Restore points are listed if their manifest is intact, and authentic as far as
+    there is a key to tell; whether all that they need is intact is for `check` to say. Marks are applied; a
+    collected point is not listed.
 
     Args:
         progress: called with packs done and packs in all.
@@ -380,6 +388,9 @@ def rebuild_index(
             if scanned.header.kind is Kind.MARK:
                 marks.append(_mark(scanned, home.opener()))
             else:
+                if home.has_key:
+                    with suppress(UnsupportedFormat):  # of a later version, but authentic
+                        decode_manifest(home.opener().open(scanned.header, scanned.payload))
                 found.append(_point_row(scanned, pack_id))
         except (DamagedData, UnsupportedFormat) as error:
             problems.append(f"the manifest or mark at byte {offset} of pack {pack_id.hex()}: {error.message}")

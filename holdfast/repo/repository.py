@@ -364,7 +364,13 @@ class Repository:
 
     def _home(self) -> Home:
         _, outside = self._folder.index_folder(self.config.id)
-        return Home(self.config.id, self._is_complete, lambda: Opener(self.unlock()), sole_index=not outside)
+        return Home(
+            self.config.id,
+            self._is_complete,
+            lambda: Opener(self.unlock()),
+            sole_index=not outside,
+            has_key=self.config.encryption is None or self._password is not None,
+        )
 
     def _is_complete(self, row: PointRow) -> bool:
         """Whether a manifest found in a pack has all that it needs."""
