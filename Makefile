@@ -1,7 +1,7 @@
 # `make` alone lists the targets. Everything that they need is set up by tools/setup on the way.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format docs bench bench-peers bench-report clean distclean
+.PHONY: help setup demo test soak check format docs bench bench-peers bench-report clean distclean
 
 # The tools of the virtual environment first; sbin last, since mkfs.ext4 lives there and needs no root.
 export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
@@ -21,6 +21,9 @@ demo: setup ## back up, change, compare and restore a small real VM, and tell th
 
 test: setup ## run all tests; ARGS='-k name' passes options to pytest, WORKERS=n sets the processes
 	pytest -n $(WORKERS) --dist=worksteal $(ARGS)
+
+soak: setup ## the engine's tests with many more kills, flips and cases, and gigabytes of data
+	HOLDFAST_SOAK=1 pytest -n $(WORKERS) --dist=worksteal tests/repo $(ARGS)
 
 check: setup ## lint, format, types, import contracts and the project's own rules; seconds
 	ruff check

@@ -27,6 +27,16 @@ settings.register_profile(
 settings.load_profile("engine")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what takes minutes and gigabytes, unless it is asked for (`make soak`)."""
+    if os.environ.get("HOLDFAST_SOAK"):
+        return
+    soaking = [item for item in items if item.get_closest_marker("soak")]
+    if soaking:
+        config.hook.pytest_deselected(items=soaking)
+        items[:] = [item for item in items if item not in soaking]
+
+
 @pytest.fixture
 def seed() -> int:
     """The seed of this test's random choices."""

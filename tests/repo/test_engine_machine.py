@@ -40,6 +40,7 @@ from holdfast.repo.recover import adopt_strays
 from holdfast.repo.repository import Repository
 from holdfast.repo.tree import segment_count, segment_length
 
+FACTOR = 20 if os.environ.get("HOLDFAST_SOAK") else 1
 VMS = st.sampled_from(["web1", "db1", "mail"])
 UNITS = st.integers(0, 24)
 EDITS = st.lists(
@@ -253,7 +254,7 @@ class FolderMachine(EngineMachine):
 
 
 TestInMemory = MemoryMachine.TestCase
-TestInMemory.settings = settings(max_examples=30, stateful_step_count=25)
+TestInMemory.settings = settings(max_examples=20 * FACTOR, stateful_step_count=25)
 
 TestInAFolder = FolderMachine.TestCase
-TestInAFolder.settings = settings(max_examples=12, stateful_step_count=20)
+TestInAFolder.settings = settings(max_examples=8 * FACTOR, stateful_step_count=20)

@@ -27,8 +27,8 @@ from holdfast.repo import keys
 PASSWORD = "correct horse"
 CRASHES = {4, 6, 7, 8, 11}  # SIGILL, SIGABRT, SIGBUS, SIGFPE, SIGSEGV
 ALLOWED = {13, *range(20, 30)}
-FACTOR = int(os.environ.get("HOLDFAST_TEST_FLIPS", "1"))
-"""Multiplies the number of flips; the soak run uses it."""
+FACTOR = 10 if os.environ.get("HOLDFAST_SOAK") else 1
+"""Multiplies the number of flips."""
 
 
 @dataclass
