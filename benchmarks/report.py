@@ -46,6 +46,10 @@ def _machine(summary: dict[str, Any]) -> str:
     )
 
 
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def _number(value: float | None, form: str = ".2f") -> str:
     return "" if value is None else format(value, form)
 
@@ -77,7 +81,7 @@ def _targets(runs: Sequence[Summary], remarks: dict[str, str]) -> Iterator[str]:
         )
         if verdict.key in remarks:
             reasons.append(
-                f"- *{verdict.work}*, {_VERDICTS[verdict.met]} (target {verdict.target}): {remarks[verdict.key]}"
+                f"- *{verdict.work}*, {_VERDICTS[verdict.met]} (target {verdict.target}): {' '.join(remarks[verdict.key].split())}"
             )
     yield from _table(
         ["work", "Holdfast", "against", "ratio", "CPU s of both", "target", "verdict", "runs"], rows
@@ -355,7 +359,7 @@ def render(
     ]
     for run in runs:
         if run is not widest:
-            lines += [f"## {run.raw['title'].capitalize()}", "", *_side_by_side(run)]
+            lines += [f"## {_sentence(run.raw['title'])}", "", *_side_by_side(run)]
     lines += _ceilings(max(runs, key=lambda run: run.runs))
     if scale:
         lines += [*_index(scale, remarks), *[line for picture in pictures[2:] for line in (picture, "")]]

@@ -255,7 +255,7 @@ class Casync:
         self.repository = os.path.join(work, "casync")
         self._program = program
         self._indexes: dict[str, list[str]] = {}
-        self.remark = "its defaults: chunks of 64 KiB on average, a file each, zstd"
+        self.remark = "its defaults: chunks of 64 KiB on average, a file each, zstd 3; one thread"
 
     def version(self) -> str:
         return _version_of(self._program, "--version")
