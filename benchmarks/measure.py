@@ -4,8 +4,9 @@ The rules are the same for every tool: its input has been read into the page cac
 until `sync` has returned (so that nobody profits from leaving the writing to the kernel), and CPU seconds
 are those of the command and all its children (the kernel's flushing is nobody's).
 
-The measuring process itself stays small: a child's peak as `wait4` reports it is never below that of the
-process that started it. Standard library only, for that reason.
+Peaks of memory are those that the kernel keeps for each process, read 20 times a second and at the end from
+`wait4`; the latter is never below the peak of the process that started it, so a measuring process that is
+small itself (as `compare` is: standard library only) measures best.
 """
 
 from __future__ import annotations
@@ -123,27 +124,32 @@ def _merged(extents: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 
 
 class _Sampler:
-    """Watches the anonymous memory of a process tree."""
+    """Watches the memory of a process tree: its anonymous memory now, and each process's peak so far."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self.peak_bytes = 0
+        self.anon_peak_bytes = 0
+        self.rss_peak_bytes = 0
         self._thread.start()
 
     def _watch(self) -> None:
         while not self._stop.wait(_SAMPLE_S):
-            self.peak_bytes = max(self.peak_bytes, self._anonymous(self._pid))
+            self.anon_peak_bytes = max(self.anon_peak_bytes, self._look(self._pid))
 
-    def _anonymous(self, pid: int) -> int:
+    def _look(self, pid: int) -> int:
+        """Anonymous bytes of a process and all its children; notes the peaks of each."""
         total = 0
         with contextlib.suppress(OSError, ValueError):
             with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
-                total = next((int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon:")), 0)
+                fields = dict(line.split(":", 1) for line in file)
+            if "RssAnon" in fields:  # not a zombie
+                total = int(fields["RssAnon"].split()[0]) * 1024
+                self.rss_peak_bytes = max(self.rss_peak_bytes, int(fields["VmHWM"].split()[0]) * 1024)
             for task in os.listdir(f"/proc/{pid}/task"):
                 with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as file:
-                    total += sum(self._anonymous(int(child)) for child in file.read().split())
+                    total += sum(self._look(int(child)) for child in file.read().split())
         return total
 
     def stop(self) -> None:
@@ -202,13 +208,14 @@ def run(
         text = output.read().decode(errors="replace")
     if code not in accept:
         raise CommandFailed(f"exit code {code}: {shlex.join(command)}\n{text[-4000:]}")
+    # what wait4 reports begins with the peak of this process; below that only the samples can tell
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak = usage.ru_maxrss if usage.ru_maxrss > own else 0
+    peak = usage.ru_maxrss * 1024 if usage.ru_maxrss > own else 0
     return Usage(
         wall_s=synced - began,
         sync_s=synced - ended,
         cpu_s=usage.ru_utime + usage.ru_stime,
-        rss_peak_bytes=max(peak * 1024, sampler.peak_bytes),
-        anon_peak_bytes=sampler.peak_bytes,
+        rss_peak_bytes=max(peak, sampler.rss_peak_bytes),
+        anon_peak_bytes=sampler.anon_peak_bytes,
         output=text,
     )
