@@ -75,4 +75,6 @@ def write_noise(path: str | Path, seed: int, size_bytes: int, *, offset: int = 0
     made = random.Random(seed)
     with open(path, "r+b" if os.path.exists(path) else "w+b") as file:
         file.seek(offset)
-        file.writelines(made.randbytes(min(1 << 20, size_bytes - start)) for start in range(0, size_bytes, 1 << 20))
+        file.writelines(
+            made.randbytes(min(1 << 20, size_bytes - start)) for start in range(0, size_bytes, 1 << 20)
+        )
