@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from holdfast.version import VERSION
@@ -20,17 +20,23 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
 
+def cpu_s() -> float:
+    """Processor seconds of all ended children, those of their children included."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_version_is_printed_in_no_time() -> None:
     command = Path(sys.executable).parent / "holdfast"
     times_s = []
     for _ in range(RUNS):
-        started = time.perf_counter()
+        started = cpu_s()
         outcome = subprocess.run(
             [command, "version"], env=environment(), capture_output=True, text=True, check=True
         )
-        times_s.append(time.perf_counter() - started)
+        times_s.append(cpu_s() - started)
         assert VERSION in outcome.stdout
-    # the fastest run is the one that other work on this machine disturbed least
+    # Processor time, and of the run that was disturbed least: other tests keep the cores busy meanwhile.
     assert min(times_s) < LIMIT_S
 
 

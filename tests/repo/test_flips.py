@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -81,15 +82,14 @@ def make(path: Path, password: str | None) -> Target:
 
 @pytest.fixture(scope="module")
 def plain(memory_folder: Path) -> Target:
-    return make(memory_folder / "plain", None)
+    return make(Path(tempfile.mkdtemp(dir=memory_folder)) / "repo", None)
 
 
 @pytest.fixture(scope="module")
 def compact(memory_folder: Path) -> Target:
     """With an index that has no page but those in use."""
-    target = make(memory_folder / "compact", None)
-    made = memory_folder / "compacted"
-    made.mkdir()
+    made = Path(tempfile.mkdtemp(dir=memory_folder))
+    target = make(made / "repo", None)
     with lmdb.open(str(target.path / "index"), readonly=True, lock=False, max_dbs=16) as env:
         env.copy(str(made), compact=True)
     target.intact["index/data.mdb"] = (made / "data.mdb").read_bytes()
@@ -102,7 +102,7 @@ def compact(memory_folder: Path) -> Target:
 def encrypted(memory_folder: Path) -> Iterator[Target]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(keys, "SCRYPT_N", 16)
-        yield make(memory_folder / "encrypted", PASSWORD)
+        yield make(Path(tempfile.mkdtemp(dir=memory_folder)) / "repo", PASSWORD)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -141,7 +140,9 @@ def main() -> None:
             said["seconds"] = time.monotonic() - began
     except HoldfastError as error:
         said = {"code": error.exit_code, "message": error.message}
-    said["rss_kib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not ru_maxrss: that remembers the process which this one was forked from.
+    with open("/proc/self/status", encoding="ascii") as status:
+        said["rss_kib"] = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
     print(json.dumps(said), flush=True)
 
 
