@@ -177,7 +177,7 @@ def test_power_cut_after_a_rebuild(world: MemoryWorld, rng: random.Random) -> No
         with spoilt.open() as repository:
             truth.verify(repository, unreported=is_second)
         spoilt.lose_power(rng)
-        aftermath(spoilt, truth, rng)
+        aftermath(spoilt, truth, rng, torn=True)
 
 
 @pytest.mark.parametrize("name", ["append", "sync", "commit", "create", "begin_session"])
