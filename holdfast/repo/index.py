@@ -127,7 +127,8 @@ class Index(Protocol):
         """Records a session and drops those whose heartbeat is older than `expire_before`.
 
         Returns:
-            How many sessions there were before it: no two that begin at the same moment get the same answer.
+            How many sessions of its kind there were before it: no two that begin at the same moment get the
+            same answer.
 
         Raises:
             PointNotFound: a point that it holds does not exist or is hidden.

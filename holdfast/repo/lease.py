@@ -56,7 +56,7 @@ class Lease:
         """Records the session, drops those that have expired, and starts renewing.
 
         Returns:
-            How many other sessions there are.
+            How many other sessions of its kind there were.
 
         Raises:
             PointNotFound: a point that it should hold is gone.

@@ -465,7 +465,10 @@ class LmdbIndex:
             for session_id in self._dead_sessions(expire_before):
                 self.end_session(session_id)
             with self._begin(write=True) as txn:
-                others = int(txn.stat(self._sessions)["entries"])
+                others = sum(
+                    rows.decode_session_row(key, value).kind == row.kind
+                    for key, value in self._ordered(txn, self._sessions)
+                )
                 for point in row.holds:
                     value = txn.get(point, db=self._points)
                     if value is None or rows.decode_point_row(point, value).hidden:

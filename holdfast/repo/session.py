@@ -146,7 +146,7 @@ class Session:
         """Records the session, and keeps it alive from now on.
 
         Returns:
-            How many other sessions there are.
+            How many other sessions of its kind there were.
 
         Raises:
             PointNotFound: a point that it should hold is gone.
