@@ -164,6 +164,8 @@ class TestContract:
     def test_a_session_lives_from_its_begin_to_its_end(self, index: Index) -> None:
         assert index.begin_session(session(1), 0) == 0
         assert index.begin_session(session(2), 0) == 1
+        assert index.begin_session(replace(session(3), kind="restore"), 0) == 0
+        index.end_session(sid(3))
         index.heartbeat(sid(1), NOW + 60)
         assert {row.id: row.heartbeat for row in index.sessions()} == {sid(1): NOW + 60, sid(2): NOW}
         leaves = [NodeId(rid(n)) for n in range(300)]

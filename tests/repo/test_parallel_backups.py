@@ -20,7 +20,7 @@ OPTIONS = InitOptions(chunker="fixed", chunk_size_bytes=64 << 10, segment_bytes=
 DISK = 96 * MIB
 COMMIT = 2 * MIB
 """Commits are made this often, as they are in proportion with larger disks."""
-LOST = 0.95
+LOST = 0.75
 """At most this share of what could be shared may be stored twice. On a machine with nothing else to do it is
 0.1 to 0.25; how the processes are scheduled decides, so the bound leaves room."""
 

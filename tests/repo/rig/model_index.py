@@ -137,7 +137,7 @@ class ModelIndex:
             for point in row.holds:
                 if point not in self._state.points or self._state.points[point].hidden:
                     raise PointNotFound("a held point is gone")
-            others = len(self._state.sessions)
+            others = sum(session.kind == row.kind for session in self._state.sessions.values())
             self._state.sessions[row.id] = row
             return others
 
