@@ -52,13 +52,15 @@ def password_is_given(invocation: Invocation) -> bool:
 
 
 def unlock_patiently(invocation: Invocation, repository: Repository) -> None:
-    """Unlocks a repository; whoever types the password may err some times.
+    """Unlocks a repository, or begins to; whoever types the password may err some times.
 
     Raises:
-        WrongPassword: it opens nothing, or there is none.
+        WrongPassword: it opens nothing, or there is none. A password that is not typed may prove wrong later.
     """
-    typed = _configured(invocation) is None and at_terminal()
-    for attempts_left in reversed(range(_ATTEMPTS if typed else 1)):
+    if _configured(invocation) is not None:
+        repository.unlock_ahead()
+        return
+    for attempts_left in reversed(range(_ATTEMPTS if at_terminal() else 1)):
         try:
             repository.unlock()
             return

@@ -19,9 +19,9 @@ import threading
 from collections.abc import Iterator
 from typing import Final
 
+from holdfast.direct import DirectWriter
 from holdfast.disk import FileInfo
 from holdfast.errors import DestinationExists, SourceChanged, StorageError, storage_error
-from holdfast.esxi.direct import DirectWriter
 from holdfast.esxi.handles import SharedFile, source_error
 from holdfast.esxi.names import printable
 

@@ -36,7 +36,6 @@ from holdfast.repo.ingest import Ingest, IngestCounters, RecordAcceptor
 from holdfast.repo.keys import Keys
 from holdfast.repo.lease import new_session_row
 from holdfast.repo.packs import PackStore
-from holdfast.repo.parallel import default_workers
 from holdfast.repo.points import Point
 from holdfast.repo.records import RecordReader
 from holdfast.repo.recover import Home, adopt_strays
@@ -59,7 +58,7 @@ class BackupOptions:
         changes: disk name -> what may have changed since the point `base`; only that is read of these disks.
         base: a point of the same VM; needed with `changes`.
         dry_run: read and classify everything, store nothing.
-        workers: threads; None for one per core and one more.
+        workers: threads; None for one per core, and one more while they wait for disks.
         on_progress: called a few times a second from the calling thread.
     """
 
@@ -358,7 +357,7 @@ def _ingest(
         engine.records,
         engine.trees,
         config.segment_bytes,
-        options.workers or default_workers(),
+        options.workers or None,
         others,
         LevelGovernor(config.compression.level) if config.compression.auto else None,
         options.on_progress,

@@ -6,11 +6,19 @@ import mmap
 import threading
 from contextlib import suppress
 
-__all__ = ["SegmentBuffers"]
+__all__ = ["SegmentBuffers", "new_buffer"]
+
+
+def new_buffer(size_bytes: int) -> memoryview:
+    """A writable buffer that begins at a page, on huge pages where the kernel gives them."""
+    area = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError, AttributeError):
+        area.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(area)
 
 
 class SegmentBuffers(threading.local):
-    """One writable buffer per thread, on huge pages where the kernel gives them.
+    """One writable buffer per thread.
 
     Args:
         size_bytes: of each buffer, to begin with.
@@ -24,8 +32,5 @@ class SegmentBuffers(threading.local):
         """The first `length` bytes of this thread's buffer; whatever was in it is still there."""
         if self._view is None or len(self._view) < length:
             self._size_bytes = max(self._size_bytes, length)
-            area = mmap.mmap(-1, self._size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            with suppress(OSError, AttributeError):
-                area.madvise(mmap.MADV_HUGEPAGE)
-            self._view = memoryview(area)
+            self._view = new_buffer(self._size_bytes)
         return self._view[:length]

@@ -143,7 +143,7 @@ class Checker:
         records: RecordReader,
         trees: TreeReader,
         opener: Opener | None,
-        workers: int,
+        workers: int | None,
         now: Callable[[], float],
         on_progress: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> None:

@@ -37,9 +37,10 @@ __all__ = ["NONCE_BYTES", "Opener", "Sealed", "Sealer", "strong_hash"]
 NONCE_BYTES: Final = 24
 TAG_BYTES: Final = 16
 _SALT_BYTES: Final = 16
+_MOST_STREAMED_BYTES: Final = 4 << 20
 
 
-def strong_hash(stored: bytes | memoryview) -> bytes:
+def strong_hash(stored: bytes | bytearray | memoryview) -> bytes:
     """The unkeyed hash of stored bytes that a record's header carries."""
     return blake3.blake3(stored).digest(length=STRONG_HASH_BYTES)
 
@@ -48,7 +49,7 @@ class Sealed(NamedTuple):
     """A record that is ready to be appended to any pack."""
 
     header: RecordHeader
-    payload: bytes
+    payload: bytes | bytearray
 
     def to_bytes(self, pack_id: PackId) -> bytes:
         """Header and payload for a pack."""
@@ -117,10 +118,11 @@ class Sealer:
         header = RecordHeader(kind, codec, ENCRYPTED, stored_bytes, size, record_id, b"")
         nonce = self._salt + number.to_bytes(8, "little")
         associated = header.associated_data()
-        ciphertext = _record_aead(self._keys, self._salt, associated).encrypt(
-            b"\0\0\0\0" + nonce[_SALT_BYTES:], bytes(payload), associated
+        stored = bytearray(stored_bytes)
+        stored[:NONCE_BYTES] = nonce
+        _record_aead(self._keys, self._salt, associated).encrypt_into(
+            b"\0\0\0\0" + nonce[_SALT_BYTES:], payload, associated, memoryview(stored)[NONCE_BYTES:]
         )
-        stored = nonce + ciphertext
         return Sealed(
             RecordHeader(kind, codec, ENCRYPTED, stored_bytes, size, record_id, strong_hash(stored)), stored
         )
@@ -149,6 +151,33 @@ class Opener:
             raise DamagedData(self._verdict(header, payload))
         return plaintext
 
+    def open_into(self, header: RecordHeader, payload: bytes | memoryview, target: memoryview) -> None:
+        """Writes the plaintext of a record into `target`, and proves that it is what the record's id names.
+
+        What is in `target` is of no use to anybody if this fails.
+
+        Raises:
+            DamagedData: as `open`, or the plaintext has not the target's length.
+        """
+        if len(target) != header.plain_bytes:
+            raise DamagedData(
+                f"{header.kind.name.lower()} {header.id.hex()[:16]} has {header.plain_bytes} bytes, "
+                f"but {len(target)} are expected in its place"
+            )
+        compressed = self._decrypt(header, payload)
+        if header.codec is Codec.RAW or header.plain_bytes > _MOST_STREAMED_BYTES or not len(target):
+            target[:] = self._decompress(header, compressed)
+        else:
+            try:
+                with _CONTEXTS.decompressor.stream_reader(compressed) as stream:
+                    # In one call, which leaves the interpreter lock alone; what follows must be the end.
+                    if stream.readinto(target) != len(target) or stream.read(1):
+                        raise DamagedData(self._verdict(header, payload))
+            except zstandard.ZstdError:
+                raise DamagedData(self._verdict(header, payload)) from None
+        if self._keys.record_id(header.kind, target) != header.id:
+            raise DamagedData(self._verdict(header, payload))
+
     def _decrypt(self, header: RecordHeader, payload: bytes | memoryview) -> bytes | memoryview:
         if len(payload) != header.stored_bytes:
             raise DamagedData("a record is cut off")
@@ -166,7 +195,7 @@ class Opener:
         associated = header.associated_data()
         try:
             return _record_aead(self._keys, nonce[:_SALT_BYTES], associated).decrypt(
-                b"\0\0\0\0" + nonce[_SALT_BYTES:], bytes(payload[NONCE_BYTES:]), associated
+                b"\0\0\0\0" + nonce[_SALT_BYTES:], payload[NONCE_BYTES:], associated
             )
         except InvalidTag:
             raise DamagedData(self._verdict(header, payload)) from None

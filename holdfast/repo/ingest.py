@@ -1,14 +1,15 @@
 """From a machine's disks and files to disk trees: read, cut, hash, classify, compress, append.
 
-Each worker takes a whole segment through all stages, so that the heavy calls run on all cores and a
-segment's plaintext stays in one thread's buffer. A leaf that equals the parent's at the same place costs
-neither an index access nor compression.
+Each worker takes a whole segment through all stages, a window at a time: what has just been read is still in
+the processor's cache when it is cut, hashed and compressed, and the next window is read over it. Chunks that
+the parent lists in the same segment are held by the session through the parent: they cost neither an index
+access nor compression, and a leaf that equals the parent's costs nothing at all.
 
 When other sessions write to the repository at the same time, a backup begins at another place of the disk
 and goes round: two backups of similar disks then meet each other's committed chunks instead of storing
 the same ones side by side.
 
-Memory: one segment, and its compressed form, for each worker.
+Memory: two windows, and their compressed form, for each worker; more for chunks that are larger than that.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
 from holdfast.chunker import Chunker
+from holdfast.chunker.fixed import is_zero
 from holdfast.chunker.splice import KeptPart, NewPart, splice
 from holdfast.disk import BlockSource, ChangeMap
 from holdfast.errors import IntegrityError
@@ -49,7 +52,7 @@ from holdfast.units import MIB
 __all__ = ["Content", "Ingest", "IngestCounters", "RecordAcceptor"]
 
 _NODES_AT_ONCE: Final = 1024
-_WINDOW_BYTES: Final = 4 * MIB
+_WINDOW_BYTES: Final = 2 * MIB
 _STAGE_BYTES: Final = 512 * 1024
 _ZEROS: Final = memoryview(bytes(1 * MIB))
 _GOLDEN: Final = 0.6180339887498949
@@ -110,18 +113,221 @@ class _Task(NamedTuple):
 
 
 class _Cut(NamedTuple):
-    """A segment that has been read and cut.
+    """A part of a segment that has been read and cut; its pieces are valid until the next one is asked for.
 
     Args:
+        ids: of the chunks among the parts, in order.
+        pieces: the bytes of each of them; None for one that is the parent's and was not read.
+        read: bytes that were read for it.
         done: bytes that this takes the backup forward.
-        pieces: the bytes of each chunk in `ids`; None for one that is the parent's and was not read.
     """
 
-    done: int
     parts: list[int]
     ids: list[ChunkId]
     pieces: list[memoryview | None]
     read: int
+    done: int
+
+
+class _ParentLeaf(NamedTuple):
+    """The parent's leaf of one segment, with its id."""
+
+    id: NodeId
+    leaf: Leaf
+
+
+class _Window:
+    """The bytes of a segment, some of them at a time, in a buffer that is used over and over.
+
+    Args:
+        start: of the segment, in bytes.
+        buffer: as long as the segment.
+    """
+
+    def __init__(self, source: BlockSource, start: int, buffer: memoryview) -> None:
+        self._source = source
+        self._start = start
+        self._buffer = buffer
+        self._extents = list(source.data_extents(start, start + len(buffer)))
+        self._have = 0
+        self.taken = 0
+        self.read = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of the segment has been taken."""
+        return self.taken == len(self._buffer)
+
+    def bytes(self) -> memoryview:
+        """What is at hand."""
+        return self._buffer[: self._have]
+
+    def more(self, drop: int, size: int) -> None:
+        """Lets go of the first `drop` bytes at hand, and reads up to `size` more behind the others."""
+        kept = self._have - drop
+        if drop and kept:
+            self._buffer[:kept] = self._buffer[drop : self._have]
+        size = min(size, len(self._buffer) - self.taken)
+        self._have = kept + size
+        self._fill(self._start + self.taken - kept, kept)
+        self.taken += size
+
+    def _fill(self, base: int, at: int) -> None:
+        """Reads what the bytes from `at` on stand for; what lies outside of the extents is zeros.
+
+        Args:
+            base: what the front of the buffer stands for, in bytes from the start of the source.
+        """
+        end = self._have
+        for offset, size in self._extents:
+            low, high = max(offset - base, at), min(offset - base + size, end)
+            if low >= high:
+                continue
+            if low > at:
+                _zero(self._buffer[at:low])
+            self._source.read_into(base + low, self._buffer[low:high])
+            self.read += high - low
+            at = high
+        if at < end:
+            _zero(self._buffer[at:end])
+
+
+class _Followed:
+    """The parts of the parent's leaf, as long as the source proves equal to them."""
+
+    def __init__(self, leaf: Leaf, name: Callable[[memoryview], RecordId]) -> None:
+        self._parts = leaf.lengths
+        self._ids = leaf.ids
+        self._name = name
+        self._part = self._id = 0  # what has been given
+        self._proven = 0  # parts after those that are known to be equal
+        self._cuts: dict[int, tuple[int, int]] = {}
+        self.goes_on = True
+
+    def resume(self, offset: int) -> None:
+        """Tries the parts again from `offset` bytes of the segment on, if one of them begins there."""
+        if not self._cuts:
+            begin = number = 0
+            for part, length in enumerate(self._parts):
+                self._cuts[begin] = part, number
+                begin += abs(length)
+                number += length > 0
+        if offset in self._cuts:
+            self._part, self._id = self._cuts[offset]
+            self._proven = 0
+            self.goes_on = True
+
+    def follow(self, view: memoryview, cut: _Cut, lookahead: int, *, ended: bool) -> int:
+        """Adds the parts that are proven and final; returns where they end in `view`.
+
+        Args:
+            view: begins where the parts that were given end.
+        """
+        at, part, number = 0, self._part, self._id
+        while part < len(self._parts):
+            length = self._parts[part]
+            after = at + abs(length)
+            if after > len(view):
+                self.goes_on = not ended
+                break
+            if part >= self._part + self._proven and not self._is_equal(view[at:after], length, number):
+                self.goes_on = False
+                break
+            number += length > 0
+            at, part = after, part + 1
+        else:
+            self.goes_on = False
+        settled = at if ended and at == len(view) else min(at - lookahead, at - 1)
+        given = 0
+        while self._part < part and given + abs(self._parts[self._part]) <= settled:
+            length = self._parts[self._part]
+            cut.parts.append(length)
+            if length > 0:
+                cut.ids.append(self._ids[self._id])
+                cut.pieces.append(None)
+                self._id += 1
+            given += abs(length)
+            self._part += 1
+        self._proven = part - self._part
+        return given
+
+    def _is_equal(self, piece: memoryview, length: int, number: int) -> bool:
+        if length > 0:
+            return self._name(piece) == self._ids[number]
+        return is_zero(piece)
+
+
+class _Storing:
+    """One segment on its way into the repository.
+
+    Args:
+        parent: what the parent has in its place. The session holds it, so nobody asks the index for its chunks.
+        redo: does the segment again; see `Segment`.
+    """
+
+    def __init__(
+        self,
+        acceptor: RecordAcceptor,
+        sealer: Sealer,
+        parent: _ParentLeaf | None,
+        redo: Callable[[], None],
+    ) -> None:
+        self._acceptor = acceptor
+        self._sealer = sealer
+        self._held: AbstractSet[RecordId] = frozenset(parent.leaf.ids) if parent is not None else frozenset()
+        self._redo = redo
+        self._relied: set[RecordId] = set()
+        self._sealed: set[RecordId] = set()
+        self._staged: list[Sealed] = []
+        self._staged_bytes = 0
+        self._generation = 0
+        self.new_bytes = 0
+        self.new_chunks = 0
+
+    def _unknown(self, ids: Sequence[RecordId]) -> set[RecordId]:
+        if not self._staged:
+            self._generation = self._acceptor.generation()
+        self._relied.update(ids)
+        return self._acceptor.unknown(ids)
+
+    def add(self, ids: Sequence[ChunkId], pieces: Sequence[memoryview | None]) -> None:
+        """Stores those chunks that the repository does not have.
+
+        Args:
+            pieces: None for what was taken over from the parent unread.
+        """
+        held = self._held
+        fresh = {
+            chunk: piece
+            for chunk, piece in zip(ids, pieces, strict=True)
+            if piece is not None and chunk not in held and chunk not in self._sealed
+        }
+        if not fresh:
+            return
+        unknown = self._unknown(list(fresh))
+        for chunk, piece in fresh.items():
+            if chunk not in unknown or piece is None:
+                continue
+            sealed = self._sealer.seal(Kind.CHUNK, chunk, piece)
+            self.new_chunks += 1
+            self._sealed.add(chunk)
+            self._staged.append(sealed)
+            self._staged_bytes += len(sealed.payload)
+            if self._staged_bytes >= _STAGE_BYTES:
+                # While it is in the processor's cache. Should a commit come before the leaf, the leaf relies
+                # on these chunks like on any others.
+                self._append(frozenset(), None)
+
+    def finish(self, leaf: NodeId, plaintext: bytes) -> None:
+        """Stores the leaf, and what has not been stored yet."""
+        if leaf in self._unknown([leaf]):
+            self._staged.append(self._sealer.seal(Kind.NODE, leaf, plaintext))
+        self._append(frozenset(self._relied) - {sealed.header.id for sealed in self._staged}, leaf)
+
+    def _append(self, relied: frozenset[RecordId], leaf: NodeId | None) -> None:
+        segment = Segment(self._staged, relied, leaf, self._redo)
+        self._staged, self._staged_bytes = [], 0
+        self.new_bytes += self._acceptor.append(segment, self._generation)
 
 
 class _PatchReader:
@@ -171,7 +377,7 @@ class Ingest:
         records: RecordReader,
         trees: TreeReader,
         segment_bytes: int,
-        workers: int,
+        workers: int | None,
         spread: int = 0,
         governor: LevelGovernor | None = None,
         on_progress: Callable[[IngestCounters], None] = lambda _counters: None,
@@ -273,39 +479,56 @@ class Ingest:
             stop = min(end * self._segment_bytes, content.source.size_bytes)
             self.counters.bytes_done += stop - first * self._segment_bytes
 
-    def _take(self, content: Content, segment: int) -> _Cut:
+    def _cuts(self, content: Content, segment: int, parent: _ParentLeaf | None) -> Iterator[_Cut]:
         """Reads a segment, cuts it and names its chunks, some of it at a time.
 
-        What has just been read is still in the processor's cache when it is hashed. A cut is final once
-        the chunker's lookahead behind it has been read too; what comes after the last final cut is cut
-        again with the next bytes.
+        As long as the parent's parts prove equal they are followed, without looking for cuts: equal bytes have
+        equal cuts. Where they do not, the rest of the window is cut, and if that ends on a cut of the parent's,
+        its parts are tried again from there. A cut is final once the chunker's lookahead behind it is known too;
+        what comes after the last final cut is looked at again together with the next bytes.
         """
-        start = segment * self._segment_bytes
         length = segment_length(content.source.size_bytes, self._segment_bytes, segment)
-        view = self._buffers.view(length)
-        extents = list(content.source.data_extents(start, start + length))
-        cut = _Cut(length, [], [], [], sum(size for _, size in extents))
+        window = _Window(content.source, segment * self._segment_bytes, self._buffers.view(length))
         name = self._keys.namer(Kind.CHUNK)
-        began = done = 0
-        window = _WINDOW_BYTES
-        while done < length:
-            end = min(length, done + window)
-            self._fill(content.source, extents, start, view, done, end)
-            done = end
-            settled = done if done == length else min(done - self._chunker.lookahead_bytes, done - 1)
-            first = began
-            for part in self._chunker.cut(view[began:done]):
-                after = began + abs(part)
-                if after > settled:
-                    break
-                if part > 0:
-                    piece = view[began:after]
-                    cut.pieces.append(piece)
-                    cut.ids.append(ChunkId(name(piece)))
-                cut.parts.append(part)
-                began = after
-            window = _WINDOW_BYTES if began > first else 2 * window
-        return cut
+        followed = _Followed(parent.leaf, name) if parent is not None else None
+        at, size = 0, _WINDOW_BYTES
+        while not window.ended:
+            read_before, taken_before = window.read, window.taken
+            window.more(at, size)
+            view = window.bytes()
+            cut = _Cut([], [], [], window.read - read_before, window.taken - taken_before)
+            at = 0
+            if followed is not None and followed.goes_on:
+                at = followed.follow(view, cut, self._chunker.lookahead_bytes, ended=window.ended)
+            if followed is None or not followed.goes_on:
+                at = self._cut_window(view, at, cut, name, ended=window.ended)
+                if followed is not None:
+                    followed.resume(window.taken - len(view) + at)
+            yield cut
+            size = _WINDOW_BYTES if at else 2 * size
+
+    def _cut_window(
+        self,
+        view: memoryview,
+        at: int,
+        cut: _Cut,
+        name: Callable[[memoryview], RecordId],
+        *,
+        ended: bool,
+    ) -> int:
+        """Adds the final parts from `at` on; returns where they end."""
+        settled = len(view) if ended else min(len(view) - self._chunker.lookahead_bytes, len(view) - 1)
+        for part in self._chunker.cut(view[at:]):
+            after = at + abs(part)
+            if after > settled:
+                break
+            if part > 0:
+                piece = view[at:after]
+                cut.pieces.append(piece)
+                cut.ids.append(ChunkId(name(piece)))
+            cut.parts.append(part)
+            at = after
+        return at
 
     def _patched(self, content: Content, segment: int) -> _Cut | None:
         """A segment of which only the changed ranges are read; None if it has to be read whole."""
@@ -325,7 +548,7 @@ class Ingest:
         reader = _PatchReader(content.source, DiskReader(self._records, self._trees, parent), start)
         ranges = changes.within(start, start + length)
         name = self._keys.namer(Kind.CHUNK)
-        cut = _Cut(sum(end - first for first, end in ranges), [], [], [], 0)
+        cut = _Cut([], [], [], 0, sum(end - first for first, end in ranges))
         for part in splice(self._chunker, old.lengths, ranges, reader):
             cut.parts.append(part.length)
             if part.length < 0:
@@ -338,89 +561,55 @@ class Ingest:
             cut.pieces.append(part.data if isinstance(part, NewPart) else None)
         return cut._replace(read=reader.bytes_read)
 
-    @staticmethod
-    def _fill(
-        source: BlockSource, extents: list[tuple[int, int]], base: int, view: memoryview, first: int, end: int
-    ) -> None:
-        """Reads what `view[first:end]` stands for; what lies outside of the extents is zeros."""
-        at = first
-        for offset, size in extents:
-            low, high = max(offset - base, first), min(offset - base + size, end)
-            if low >= high:
-                continue
-            if low > at:
-                _zero(view[at:low])
-            source.read_into(base + low, view[low:high])
-            at = high
-        if at < end:
-            _zero(view[at:end])
-
     def _segment(self, task: _Task, *, again: bool = False) -> None:
         content, segment = task
-        began = time.monotonic()
-        cut = self._patched(content, segment) if content.changes else None
-        length, parts, ids, pieces, read = cut or self._take(content, segment)
-        have_read = time.monotonic()
+        parent = self._parent_leaf(content, segment)
+        storing = _Storing(self._acceptor, self._sealer, parent, lambda: self._segment(task, again=True))
+        parts: list[int] = []
+        ids: list[ChunkId] = []
+        reading_s, read, done = 0.0, 0, 0
+        began = clock = time.monotonic()
+        patched = self._patched(content, segment) if content.changes else None
+        for cut in [patched] if patched else self._cuts(content, segment, parent):
+            reading_s += time.monotonic() - clock
+            parts += cut.parts
+            ids += cut.ids
+            read += cut.read
+            done += cut.done
+            storing.add(cut.ids, cut.pieces)
+            clock = time.monotonic()
         leaf, plaintext = HOLE_ID, b""
-        new_bytes = new_chunks = 0
-        if ids:
+        if parent is not None and (tuple(parts), tuple(ids)) == (parent.leaf.lengths, parent.leaf.ids):
+            leaf = parent.id
+        elif ids:
             plaintext = encode_leaf(Leaf(tuple(parts), tuple(ids)))
             leaf = NodeId(self._keys.record_id(Kind.NODE, plaintext))
         content.leaves[segment] = leaf  # before it is stored: doing the segment again may replace it
-        if leaf not in (HOLE_ID, self._parent_leaf(content, segment)):
-            new_bytes, new_chunks = self._store(task, ids, pieces, leaf, plaintext)
+        if plaintext:
+            storing.finish(leaf, plaintext)
         if self._governor is not None:
-            self._governor.note(have_read - began, time.monotonic() - have_read)
+            self._governor.note(reading_s, time.monotonic() - began - reading_s)
             self._sealer.level = self._governor.level
         with self._lock:
             counters = self.counters
             if not again:
-                counters.bytes_done += length
+                counters.bytes_done += done
             counters.bytes_read += read
-            counters.bytes_new += new_bytes
-            counters.chunks_new += new_chunks
-            counters.chunks_reused += 0 if again else len(ids) - new_chunks
+            counters.bytes_new += storing.new_bytes
+            counters.chunks_new += storing.new_chunks
+            counters.chunks_reused += 0 if again else len(ids) - storing.new_chunks
 
-    def _store(
-        self, task: _Task, ids: list[ChunkId], pieces: list[memoryview | None], leaf: NodeId, plaintext: bytes
-    ) -> tuple[int, int]:
-        def again() -> None:
-            self._segment(task, again=True)
-
-        generation = self._acceptor.generation()
-        # What was taken over unread is held by the session through the parent, so nobody asks for it.
-        every: list[RecordId] = [i for i, piece in zip(ids, pieces, strict=True) if piece is not None]
-        every.append(leaf)
-        unknown = self._acceptor.unknown(every)
-        records: list[Sealed] = []
-        staged_bytes = new_bytes = new_chunks = 0
-        for chunk, piece in zip(ids, pieces, strict=True):
-            if piece is None or chunk not in unknown:
-                continue
-            unknown.discard(chunk)
-            records.append(self._sealer.seal(Kind.CHUNK, chunk, piece))
-            new_chunks += 1
-            staged_bytes += len(records[-1].payload)
-            if staged_bytes >= _STAGE_BYTES:
-                # While it is in the processor's cache. Should a commit come before the leaf, the leaf relies
-                # on these chunks like on any others.
-                new_bytes += self._acceptor.append(Segment(records, frozenset(), None, again), generation)
-                records, staged_bytes = [], 0
-        if leaf in unknown:
-            records.append(self._sealer.seal(Kind.NODE, leaf, plaintext))
-        relied = frozenset(every) - {sealed.header.id for sealed in records}
-        new_bytes += self._acceptor.append(Segment(records, relied, leaf, again), generation)
-        return new_bytes, new_chunks
-
-    def _parent_leaf(self, content: Content, segment: int) -> NodeId | None:
+    def _parent_leaf(self, content: Content, segment: int) -> _ParentLeaf | None:
+        """What the parent has in the place of a segment; None if that is nothing, or can not be read."""
         parent = content.parent
         if parent is None or segment >= segments_of(parent):
             return None
+        length = segment_length(parent.size_bytes, self._segment_bytes, segment)
         try:
-            return self._trees.leaf_id(parent, segment)
+            leaf = self._trees.leaf_id(parent, segment)
+            return None if leaf == HOLE_ID else _ParentLeaf(leaf, self._trees.leaf(leaf, length))
         except IntegrityError:
-            content.parent = None  # the parent is damaged: build upon nothing rather than fail
-            return None
+            return None  # build upon nothing rather than fail
 
     def _finish(self, content: Content) -> NodeId:
         nodes: list[tuple[NodeId, bytes]] = []

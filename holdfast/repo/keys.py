@@ -13,6 +13,7 @@ import hmac
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Final, Protocol
 
 import blake3
@@ -81,17 +82,33 @@ class Aead(Protocol):
         """Ciphertext and 16 bytes of tag."""
         ...
 
-    def decrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes:
+    def encrypt_into(
+        self,
+        nonce: bytes,
+        data: bytes | memoryview,
+        associated_data: bytes | None,
+        buf: bytearray | memoryview,
+    ) -> int:
+        """`encrypt` into a buffer of just the right length."""
+        ...
+
+    def decrypt(self, nonce: bytes, data: bytes | memoryview, associated_data: bytes | None) -> bytes:
         """The plaintext; raises `cryptography.exceptions.InvalidTag`."""
         ...
 
 
-def aead(cipher: Cipher, key: bytes) -> Aead:
-    """The AEAD of that name with that key of 32 bytes."""
+@cache
+def aead_maker(cipher: Cipher) -> Callable[[bytes], Aead]:
+    """What makes the AEAD of that name from a key of 32 bytes."""
     # Imported here: a repository that is not encrypted starts faster without.
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
-    return AESGCM(key) if cipher == "aes256-gcm" else ChaCha20Poly1305(key)
+    return AESGCM if cipher == "aes256-gcm" else ChaCha20Poly1305
+
+
+def aead(cipher: Cipher, key: bytes) -> Aead:
+    """The AEAD of that name with that key of 32 bytes."""
+    return aead_maker(cipher)(key)
 
 
 def derive(secret: bytes, context: str) -> bytes:

@@ -26,7 +26,7 @@ from holdfast.ids import RecordId
 from holdfast.repo.backup import BackupOptions
 from holdfast.repo.format.record import RECORD_HEADER_BYTES, TABLE_ENTRY_BYTES
 from holdfast.repo.idset import IdSet
-from holdfast.repo.parallel import default_workers
+from holdfast.repo.parallel import usable_cores
 from holdfast.repo.repository import DEFAULT_SEGMENT_BYTES, InitOptions, Repository
 from holdfast.units import GIB, KIB, MIB
 
@@ -277,7 +277,7 @@ def measure(
     on_step("writing to the temporary folder", 0.0)
     write_rate = _write_rate(folder)
     threads = []
-    counts = sorted({1, len(os.sched_getaffinity(0)), default_workers()})
+    counts = sorted({1, usable_cores(), usable_cores() + 1})
     for number, count in enumerate(counts):
         on_step("backing the sample up and reading it back", number / len(counts))
         threads.append(_run_engine(sample, os.path.join(folder, f"threads-{count}"), count))

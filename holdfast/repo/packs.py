@@ -20,10 +20,10 @@ from typing import Final, Protocol
 
 from holdfast.errors import DamagedData, InternalError, StorageError, storage_error
 from holdfast.ids import PACK_ID_BYTES, PackId
+from holdfast.repo.appender import Appender
 
 __all__ = ["LocalPackStore", "PackStore", "PackWriter"]
 
-_MOST_VECTORS: Final = 512
 _OPEN_FILES: Final = 64
 _PACK_NAME: Final = re.compile(rf"[0-9a-f]{{{2 * PACK_ID_BYTES}}}\.pack\Z")
 
@@ -41,13 +41,14 @@ class PackWriter(Protocol):
         """Its length in bytes, with all that was appended."""
         ...
 
-    def append(self, parts: Sequence[bytes]) -> int:
+    def append(self, parts: Sequence[bytes | bytearray]) -> int:
         """Appends all parts in order and returns the offset of the first.
 
-        Durability: none before `sync`.
+        Durability: none before `sync`; nobody may rely on reading it before, either.
 
         Raises:
-            StorageError: nothing was appended; `length` is unchanged.
+            StorageError: this or something appended before can not be written. Nothing more can be appended
+                or synced then; what was synced before is unharmed.
         """
         ...
 
@@ -132,6 +133,7 @@ class _LocalPackWriter:
         self._length = length
         self._new = new
         self._failure: StorageError | None = None
+        self._appender = Appender(fd, path, length)
 
     @property
     def id(self) -> PackId:
@@ -141,16 +143,14 @@ class _LocalPackWriter:
     def length(self) -> int:
         return self._length
 
-    def append(self, parts: Sequence[bytes]) -> int:
+    def append(self, parts: Sequence[bytes | bytearray]) -> int:
         self._require_usable()
-        start = end = self._length
+        start = self._length
         try:
-            for first in range(0, len(parts), _MOST_VECTORS):
-                end = self._write(parts[first : first + _MOST_VECTORS], end)
+            self._appender.append(parts)
         except OSError as error:
-            self.cut(start)
-            raise storage_error(error, f"writing {self._path}") from error
-        self._length = end
+            raise self._failed(error, "writing") from error
+        self._length += sum(map(len, parts))
         return start
 
     def _require_usable(self) -> None:
@@ -159,27 +159,25 @@ class _LocalPackWriter:
         if self._fd < 0:
             raise InternalError("a pack was written to after it was closed")
 
-    def _write(self, parts: Sequence[bytes], offset: int) -> int:
-        total = sum(map(len, parts))
-        written = os.pwritev(self._fd, parts, offset)
-        if written < total:  # a signal, or a disk about to be full: the rest in one piece
-            rest = memoryview(b"".join(parts))[written:]
-            while rest:
-                count = os.pwrite(self._fd, rest, offset + total - len(rest))
-                rest = rest[count:]
-        return offset + total
+    def _failed(self, error: OSError, doing: str) -> StorageError:
+        self._failure = self._failure or storage_error(error, f"{doing} {self._path}")
+        return self._failure
 
     def cut(self, length: int) -> None:
+        self._require_usable()
         try:
+            self._appender.drain()
+            self._appender.close()
             os.ftruncate(self._fd, length)
         except OSError as error:
-            self._failure = storage_error(error, f"shortening {self._path}")
-            raise self._failure from error
+            raise self._failed(error, "shortening") from error
+        self._appender = Appender(self._fd, self._path, length)
         self._length = length
 
     def sync(self) -> None:
         self._require_usable()
         try:
+            self._appender.drain()
             os.fdatasync(self._fd)
             if self._new:
                 folder = os.path.dirname(self._path)
@@ -187,11 +185,13 @@ class _LocalPackWriter:
                 sync_folder(os.path.dirname(folder))
                 self._new = False
         except OSError as error:
-            self._failure = storage_error(error, f"syncing {self._path}")
-            raise self._failure from error
+            raise self._failed(error, "syncing") from error
 
     def close(self) -> None:
         if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                self._appender.drain()
+            self._appender.close()
             os.close(self._fd)
             self._fd = -1
 

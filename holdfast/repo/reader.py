@@ -12,7 +12,7 @@ from holdfast.ids import HOLE_ID, ChunkId
 from holdfast.repo.format.manifest import ContentTree
 from holdfast.repo.format.record import Kind
 from holdfast.repo.records import RecordReader
-from holdfast.repo.tree import TreeReader, segment_count, segment_length
+from holdfast.repo.tree import TreeReader, require_length, segment_count, segment_length
 from holdfast.units import MIB
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class DiskReader(io.RawIOBase):
                 self._cache.move_to_end(chunk)
                 return data
         data = self._records.load_one(chunk, Kind.CHUNK)
-        self._trees.require_length(data, length)
+        require_length(len(data), length)
         with self._lock:
             if chunk not in self._cache:
                 self._cache[chunk] = data

@@ -7,7 +7,7 @@ neighbouring records are read in one piece.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from holdfast.errors import DamagedData, InternalError, UnsupportedFormat
@@ -30,6 +30,19 @@ __all__ = ["PackScanner", "RecordReader", "ScannedRecord"]
 _MOST_GAP_BYTES: Final = 64 * KIB
 _MOST_READ_BYTES: Final = 2 * MIB
 _SCAN_BYTES: Final = 4 * MIB
+
+
+class _Run(NamedTuple):
+    """Records that lie near each other in one pack.
+
+    Args:
+        records: (number of the pack, offset, stored bytes, id) of each, by offset.
+        start, end: all of them, in bytes of the pack.
+    """
+
+    records: list[tuple[int, int, int, RecordId]]
+    start: int
+    end: int
 
 
 class RecordReader:
@@ -83,7 +96,24 @@ class RecordReader:
         Raises:
             DamagedData: one of them is missing or damaged.
         """
-        unique = list(dict.fromkeys(ids))
+        for run in self._runs(list(dict.fromkeys(ids)), kind):
+            for header, payload in self._read(run, kind):
+                yield header.id, self._opener.open(header, payload)
+
+    def load_into(self, targets: Mapping[RecordId, memoryview], kind: Kind) -> None:
+        """Writes the plaintext of each record into its place in memory; each must have just its length.
+
+        Nobody may use what is in the targets before this returns.
+
+        Raises:
+            DamagedData: one of them is missing, damaged, or of another length.
+        """
+        for run in self._runs(list(targets), kind):
+            for header, payload in self._read(run, kind):
+                self._opener.open_into(header, payload, targets[header.id])
+
+    def _runs(self, unique: Sequence[RecordId], kind: Kind) -> Iterator[_Run]:
+        """The places of records, by runs that are best read in one piece."""
         wanted: list[tuple[int, int, int, RecordId]] = []
         for record_id, place in zip(unique, self._index.lookup(unique), strict=True):
             if place is None:
@@ -105,16 +135,14 @@ class RecordReader:
             ):
                 end = wanted[last][1] + RECORD_HEADER_BYTES + wanted[last][2]
                 last += 1
-            yield from self._run(wanted[first:last], start, end, kind)
+            yield _Run(wanted[first:last], start, end)
             first = last
 
-    def _run(
-        self, run: list[tuple[int, int, int, RecordId]], start: int, end: int, kind: Kind
-    ) -> Iterator[tuple[RecordId, bytes]]:
-        pack_id = self.pack_id(run[0][0])
-        data = memoryview(self._packs.read(pack_id, start, end - start))
-        for _, offset, stored, record_id in run:
-            at = offset - start
+    def _read(self, run: _Run, kind: Kind) -> Iterator[tuple[RecordHeader, memoryview]]:
+        pack_id = self.pack_id(run.records[0][0])
+        data = memoryview(self._packs.read(pack_id, run.start, run.end - run.start))
+        for _, offset, stored, record_id in run.records:
+            at = offset - run.start
             header = decode_record_header(data[at : at + RECORD_HEADER_BYTES], pack_id)
             if header.id != record_id or header.stored_bytes != stored or header.kind is not kind:
                 raise DamagedData(
@@ -122,7 +150,7 @@ class RecordReader:
                     hint="run 'holdfast check --rebuild-index'",
                 )
             at += RECORD_HEADER_BYTES
-            yield record_id, self._opener.open(header, data[at : at + stored])
+            yield header, data[at : at + stored]
 
 
 class ScannedRecord(NamedTuple):

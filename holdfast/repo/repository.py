@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import time as _time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,15 @@ from typing import Final, Self
 
 from holdfast.chunker import ChunkerParams, make_chunker
 from holdfast.disk import BlockSink, Machine
-from holdfast.errors import IntegrityError, StorageError, UnsupportedFormat, UsageError, WrongPassword
+from holdfast.errors import (
+    HoldfastError,
+    IntegrityError,
+    InternalError,
+    StorageError,
+    UnsupportedFormat,
+    UsageError,
+    WrongPassword,
+)
 from holdfast.ids import RepositoryId
 from holdfast.repo import keys as key_slots
 from holdfast.repo.backup import BackupOptions, BackupSummary, Engine, run_backup
@@ -39,7 +48,6 @@ from holdfast.repo.keys import Keys
 from holdfast.repo.lease import Lease, new_session_row
 from holdfast.repo.lmdb_index import LmdbIndex
 from holdfast.repo.packs import LocalPackStore
-from holdfast.repo.parallel import default_workers
 from holdfast.repo.points import Point, find_disk, open_point, points_of_vm, resolve_point
 from holdfast.repo.reader import DiskReader
 from holdfast.repo.records import RecordReader
@@ -72,6 +80,35 @@ class InitOptions:
     compression_auto: bool = False
     segment_bytes: int = DEFAULT_SEGMENT_BYTES
     pack_bytes: int = DEFAULT_PACK_BYTES
+
+
+class _Ahead:
+    """A password that is being tried in a thread: it takes a third of a second on purpose."""
+
+    def __init__(self, config: Config, password: str) -> None:
+        self._outcome: tuple[bytes, KeySlot] | HoldfastError | None = None
+        self._config = config
+        self._thread = threading.Thread(target=self._work, args=(password,), daemon=True)
+        self._thread.start()
+
+    def _work(self, password: str) -> None:
+        try:
+            self._outcome = key_slots.unlock(self._config, [password])
+        except HoldfastError as error:
+            self._outcome = error
+
+    def result(self) -> tuple[bytes, KeySlot]:
+        """The master key and its slot.
+
+        Raises:
+            WrongPassword, DamagedConfig: as `keys.unlock`.
+        """
+        self._thread.join()
+        if isinstance(self._outcome, HoldfastError):
+            raise self._outcome
+        if self._outcome is None:
+            raise InternalError("unlocking the repository failed without a reason")
+        return self._outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +149,7 @@ class Repository:
         self._master: tuple[bytes, KeySlot] | None = None
         self._records_: RecordReader | None = None
         self._trees_: TreeReader | None = None
+        self._ahead: _Ahead | None = None
 
     # --- opening
 
@@ -256,8 +294,19 @@ class Repository:
                     "the repository is encrypted and no password was given",
                     hint="set HOLDFAST_PASSWORD, HOLDFAST_PASSWORD_FILE or HOLDFAST_PASSWORD_COMMAND",
                 )
-            self._master = key_slots.unlock(self.config, [self._password()])
+            ahead = self._ahead or _Ahead(self.config, self._password())
+            self._ahead = None
+            self._master = ahead.result()
         return self._master
+
+    def unlock_ahead(self) -> None:
+        """Gets the password and begins to unlock in a thread; whoever needs the keys waits, and gets the errors.
+
+        Raises:
+            WrongPassword: the password can not be got.
+        """
+        if self.config.encryption is not None and self._master is None and self._password is not None:
+            self._ahead = _Ahead(self.config, self._password())
 
     def _reading(self) -> tuple[RecordReader, TreeReader]:
         if self._records_ is None or self._trees_ is None:
@@ -337,7 +386,7 @@ class Repository:
         """Writes contents of a point into sinks. Finishing or aborting the sinks is left to the caller."""
         records, trees = self._reading()
         with self.holding("restore", [point]):
-            return restore_contents(records, trees, contents, workers or default_workers(), on_progress)
+            return restore_contents(records, trees, contents, workers or None, on_progress)
 
     def changed_ranges(self, old: ContentTree, new: ContentTree) -> Iterator[tuple[int, int]]:
         """Yields (offset, length) of what differs between two contents, by chunk borders, ascending."""
@@ -411,7 +460,7 @@ class Repository:
             records,
             trees,
             opener,
-            workers or default_workers(),
+            workers or None,
             _time.time,
             on_progress,
         )

@@ -2,27 +2,32 @@
 
 Holes are never written; nothing is written that has not been proven against its id.
 A segment is put together in memory and written in as few pieces as its holes allow.
-Memory: one segment for each worker.
+Segments are written by a thread of their own: the disk is busy while the next ones are put together.
+Memory: one segment for each worker, and two that wait to be written.
 """
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple, Self
 
 from holdfast.disk import BlockSink
-from holdfast.ids import ChunkId, NodeId
-from holdfast.repo.buffers import SegmentBuffers
+from holdfast.ids import ChunkId, NodeId, RecordId
+from holdfast.repo.buffers import new_buffer
 from holdfast.repo.format.manifest import ContentTree
+from holdfast.repo.format.node import Leaf
 from holdfast.repo.format.record import Kind
-from holdfast.repo.parallel import run_parallel
+from holdfast.repo.parallel import run_parallel, usable_cores
 from holdfast.repo.records import RecordReader
-from holdfast.repo.tree import TreeReader, segment_length
+from holdfast.repo.tree import TreeReader, require_length, segment_length
 
 __all__ = ["RestoreCounters", "restore_contents"]
+
+_AHEAD: Final = 2
 
 
 @dataclass(slots=True)
@@ -52,7 +57,7 @@ def restore_contents(
     records: RecordReader,
     trees: TreeReader,
     contents: Sequence[tuple[ContentTree, BlockSink]],
-    workers: int,
+    workers: int | None,
     on_progress: Callable[[RestoreCounters], None] = lambda _counters: None,
 ) -> RestoreCounters:
     """Writes all contents into their sinks; finishing or aborting the sinks is left to the caller.
@@ -75,34 +80,126 @@ def restore_contents(
             with lock:
                 counters.bytes_done += max(0, tree.size_bytes - following * tree.segment_bytes)
 
-    buffers = SegmentBuffers(max((tree.segment_bytes for tree, _ in contents), default=1))
-
-    def work(task: _Task) -> None:
-        tree = task.tree
-        length = segment_length(tree.size_bytes, tree.segment_bytes, task.segment)
-        leaf = trees.leaf(task.leaf, length)
-        places: dict[ChunkId, list[tuple[int, int]]] = {}
-        runs: list[tuple[int, int]] = []
-        at = 0
-        ids = iter(leaf.ids)
-        for part in leaf.lengths:
-            if part > 0:
-                places.setdefault(next(ids), []).append((at, part))
-                start = runs.pop()[0] if runs and runs[-1][1] == at else at
-                runs.append((start, at + part))
-            at += abs(part)
-        view = buffers.view(length)
-        for chunk, data in records.each(leaf.ids, Kind.CHUNK):
-            for start, size in places[ChunkId(chunk)]:
-                trees.require_length(data, size)
-                view[start : start + size] = data
-        base = task.segment * tree.segment_bytes
-        for start, end in runs:
-            task.sink.write(base + start, view[start:end])
+    def written(length: int, runs: Sequence[tuple[int, int]]) -> None:
         with lock:
             counters.bytes_done += length
             counters.bytes_written += sum(end - start for start, end in runs)
 
-    run_parallel(tasks(), work, workers, lambda: on_progress(counters))
+    longest = max((min(tree.segment_bytes, tree.size_bytes) for tree, _ in contents), default=1)
+    threads = workers or usable_cores() + 1
+    with _Writing(threads + _AHEAD, longest, written) as writing:
+
+        def work(task: _Task) -> None:
+            tree = task.tree
+            length = segment_length(tree.size_bytes, tree.segment_bytes, task.segment)
+            leaf = trees.leaf(task.leaf, length)
+            buffer = writing.take_buffer()
+            try:
+                runs = _put_together(records, leaf, buffer)
+            except BaseException:
+                writing.give_back(buffer)
+                raise
+            writing.write(_Written(task.sink, task.segment * tree.segment_bytes, length, runs, buffer))
+
+        run_parallel(tasks(), work, workers, lambda: on_progress(counters))
     on_progress(counters)
     return counters
+
+
+def _put_together(records: RecordReader, leaf: Leaf, buffer: memoryview) -> list[tuple[int, int]]:
+    """Fills a buffer with a segment's chunks; returns the runs (start, end) between its holes."""
+    places: dict[ChunkId, list[tuple[int, int]]] = {}
+    runs: list[tuple[int, int]] = []
+    at = 0
+    ids = iter(leaf.ids)
+    for part in leaf.lengths:
+        if part > 0:
+            places.setdefault(next(ids), []).append((at, part))
+            start = runs.pop()[0] if runs and runs[-1][1] == at else at
+            runs.append((start, at + part))
+        at += abs(part)
+    targets = {RecordId(chunk): buffer[at : at + size] for chunk, ((at, size), *_) in places.items()}
+    records.load_into(targets, Kind.CHUNK)
+    for (first, size), *others in places.values():
+        for start, other_size in others:
+            require_length(size, other_size)
+            buffer[start : start + size] = buffer[first : first + size]
+    return runs
+
+
+class _Written(NamedTuple):
+    """A segment that is ready to be written.
+
+    Args:
+        start: of the segment in the sink, in bytes.
+        runs: (start, end) in `buffer` of what is no hole.
+    """
+
+    sink: BlockSink
+    start: int
+    length: int
+    runs: list[tuple[int, int]]
+    buffer: memoryview
+
+
+class _Writing:
+    """A thread that writes segments while others are put together, and the buffers that go round.
+
+    Leaving the context waits until everything is written.
+
+    Args:
+        buffers: how many; they are made when they are needed.
+        written: called with a segment's length and runs once it is in its sink.
+
+    Raises:
+        StorageError: from `take_buffer`, or when the context is left: a sink could not be written.
+    """
+
+    def __init__(
+        self, buffers: int, buffer_bytes: int, written: Callable[[int, Sequence[tuple[int, int]]], None]
+    ) -> None:
+        self._buffer_bytes = buffer_bytes
+        self._written = written
+        self._free: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
+        for _ in range(buffers):
+            self._free.put(None)
+        self._ready: queue.SimpleQueue[_Written | None] = queue.SimpleQueue()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="holdfast-writer", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> None:
+        self._ready.put(None)
+        self._thread.join()
+        if kind is None and self._failure is not None:
+            raise self._failure
+
+    def take_buffer(self) -> memoryview:
+        """A buffer that nobody else uses; its content is of the past."""
+        buffer = self._free.get()
+        if self._failure is not None:
+            self._free.put(buffer)
+            raise self._failure
+        return new_buffer(self._buffer_bytes) if buffer is None else buffer
+
+    def give_back(self, buffer: memoryview) -> None:
+        """Returns a buffer that was not used."""
+        self._free.put(buffer)
+
+    def write(self, segment: _Written) -> None:
+        """Leaves a segment to the thread."""
+        self._ready.put(segment)
+
+    def _work(self) -> None:
+        while (segment := self._ready.get()) is not None:
+            if self._failure is None:
+                try:
+                    for start, end in segment.runs:
+                        segment.sink.write(segment.start + start, segment.buffer[start:end])
+                    self._written(segment.length, segment.runs)
+                except BaseException as error:  # noqa: BLE001 - raised again by whoever comes next
+                    self._failure = error
+            self._free.put(segment.buffer)

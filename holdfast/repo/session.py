@@ -247,7 +247,7 @@ class Session:
             while last < len(records) and size < room and last - first < most:
                 size += records[last].header.total_bytes
                 last += 1
-            parts: list[bytes] = []
+            parts: list[bytes | bytearray] = []
             pack_id = pack.writer.id
             for sealed in records[first:last]:
                 parts.append(encode_record_header(sealed.header, pack_id))

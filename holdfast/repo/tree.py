@@ -33,6 +33,7 @@ __all__ = [
     "LeafTable",
     "TreeReader",
     "build_tree",
+    "require_length",
     "segment_count",
     "segment_length",
     "segments_of",
@@ -55,6 +56,12 @@ def segments_of(tree: ContentTree) -> int:
 def segment_length(size_bytes: int, segment_bytes: int, number: int) -> int:
     """Bytes of segment `number`."""
     return min(segment_bytes, size_bytes - number * segment_bytes)
+
+
+def require_length(chunk_bytes: int, listed_bytes: int) -> None:
+    """Raises DamagedData if a chunk is not as long as the leaf that lists it says."""
+    if chunk_bytes != listed_bytes:
+        raise DamagedData(f"a leaf gives a chunk {listed_bytes} bytes, but it has {chunk_bytes}")
 
 
 class LeafTable:
@@ -184,12 +191,6 @@ class TreeReader:
         if node == HOLE_ID:
             return Leaf((-length,), ())
         return decode_leaf(self._records.load_one(node, Kind.NODE), length)
-
-    @staticmethod
-    def require_length(chunk: bytes, length: int) -> None:
-        """Raises DamagedData if a chunk is not as long as the leaf that lists it says."""
-        if len(chunk) != length:
-            raise DamagedData(f"a leaf gives a chunk {length} bytes, but it has {len(chunk)}")
 
     def data_leaves(self, tree: ContentTree) -> Iterator[tuple[int, NodeId]]:
         """Yields segment number and leaf id of each segment that is no hole, in order."""

@@ -39,6 +39,7 @@ __all__ = [
     "encode_points_digest",
     "encode_root",
     "encode_session_row",
+    "is_of_epoch",
     "pack_key",
 ]
 
@@ -152,6 +153,7 @@ _PACK: Final = struct.Struct("<16sBxxxIIQQQQQ")
 _COUNTER: Final = struct.Struct("<Q")
 _CRC: Final = struct.Struct("<I")
 _NUMBER: Final = struct.Struct(">I")
+_EPOCH: Final = struct.Struct("<I")
 
 
 def _sealed(key: bytes, body: bytes) -> bytes:
@@ -187,6 +189,11 @@ def decode_place(record_id: bytes, value: bytes) -> Place:
         raise DamagedIndex("a row of the index (chunks) fails its checksum")
     pack, offset, stored, plain, epoch, kind, _, _ = _PLACE.unpack(value)
     return Place(pack, offset, stored, plain, epoch, kind)
+
+
+def is_of_epoch(value: bytes, epoch: int) -> bool:
+    """Whether a row of `chunks` has this epoch; nothing else of it is looked at."""
+    return value[16:20] == _EPOCH.pack(epoch)
 
 
 def pack_key(number: int) -> bytes:

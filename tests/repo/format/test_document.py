@@ -136,7 +136,7 @@ def test_an_encrypted_record_opens_by_the_document_alone(
     keys = k.secret_keys(cipher, master)  # type: ignore[arg-type]
     sealed = Sealer(keys, 3).seal(Kind.CHUNK, keys.record_id(Kind.CHUNK, plaintext), plaintext)
     header = sealed.header
-    fields = read(tables["encrypted-payload"], sealed.payload, stored_bytes=header.stored_bytes)
+    fields = read(tables["encrypted-payload"], bytes(sealed.payload), stored_bytes=header.stored_bytes)
     context = {row["context, after the common beginning"].strip("`"): row for row in tables["contexts"]}
     assert "record encryption" in context
     data_key = blake3.blake3(master, derive_key_context=PREFIX + "record encryption").digest()

@@ -13,9 +13,10 @@ import errno
 import os
 from typing import Final
 
-__all__ = ["DirectWriter"]
+__all__ = ["ALIGNMENT", "DirectWriter"]
 
-_ALIGNMENT: Final = 4096
+ALIGNMENT: Final = 4096
+"""Of offsets, lengths and addresses that may go past the page cache, in bytes."""
 _LEAST_BYTES: Final = 1 << 20
 """Smaller pieces are better left to the kernel, which gathers them."""
 _REFUSALS: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS})
@@ -39,8 +40,8 @@ class DirectWriter:
         Raises:
             OSError: the disk is full or failed.
         """
-        length = data.nbytes - data.nbytes % _ALIGNMENT
-        if self._descriptor < 0 or length < _LEAST_BYTES or offset % _ALIGNMENT or not _is_aligned(data):
+        length = data.nbytes - data.nbytes % ALIGNMENT
+        if self._descriptor < 0 or length < _LEAST_BYTES or offset % ALIGNMENT or not _is_aligned(data):
             return 0
         done = 0
         while done < length:
@@ -53,7 +54,7 @@ class DirectWriter:
                 if refused >= 0:
                     os.close(refused)
                 return done
-            if count <= 0 or count % _ALIGNMENT:
+            if count <= 0 or count % ALIGNMENT:
                 return done + max(count, 0)
             done += count
         return done
@@ -68,6 +69,6 @@ class DirectWriter:
 def _is_aligned(data: memoryview) -> bool:
     """Whether the buffer's address is a multiple of the alignment; a read-only one is taken for not aligned."""
     try:
-        return ctypes.addressof(ctypes.c_char.from_buffer(data)) % _ALIGNMENT == 0
+        return ctypes.addressof(ctypes.c_char.from_buffer(data)) % ALIGNMENT == 0
     except (TypeError, ValueError, BufferError):
         return False
