@@ -7,14 +7,24 @@ is held between calls, so nothing here ever waits for somebody's I/O.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from holdfast.ids import NodeId, PackId, RecordId, SessionId
+from holdfast.ids import NodeId, PackId, PointId, RecordId, SessionId
 from holdfast.repo.format.rows import PackRow, PackState, Place, PointRow, SessionRow
 
-__all__ = ["Batch", "Committed", "Index", "IndexFigures", "NewRecord", "PackProgress"]
+__all__ = [
+    "Batch",
+    "Collection",
+    "Committed",
+    "Index",
+    "IndexFigures",
+    "NewRecord",
+    "PackProgress",
+    "PointChange",
+    "Swept",
+]
 
 
 class NewRecord(NamedTuple):
@@ -38,6 +48,15 @@ class PackProgress:
     created: int
 
 
+@dataclass(frozen=True, slots=True)
+class PointChange:
+    """What becomes of a listed point; None leaves it as it is."""
+
+    id: PointId
+    hidden: bool | None = None
+    pinned: bool | None = None
+
+
 @dataclass(slots=True)
 class Batch:
     """What becomes visible in one transaction.
@@ -47,6 +66,9 @@ class Batch:
         relied: ids that were found in the index, and that the batch's leaves build upon.
         roots: leaves that are complete with this batch.
         point: the restore point that this batch finishes.
+        changes: of points that are listed; if one is not, nothing is committed.
+        replacing: records among `records` that take the place of one elsewhere, if it is still there:
+            id -> (number of the pack, offset) of the old one.
         ends_session: the session is over when the batch is in.
     """
 
@@ -57,6 +79,8 @@ class Batch:
     roots: list[NodeId] = field(default_factory=list)
     packs: list[PackProgress] = field(default_factory=list)
     point: PointRow | None = None
+    changes: list[PointChange] = field(default_factory=list)
+    replacing: Mapping[RecordId, tuple[int, int]] = field(default_factory=dict)
     ends_session: bool = False
 
 
@@ -72,6 +96,27 @@ class Committed:
     gone: frozenset[RecordId] = frozenset()
     duplicates: int = 0
     duplicate_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """The beginning of a garbage collection.
+
+    Args:
+        epoch: what is added or relied on from now on has this epoch.
+        removed: points that were hidden and held by nobody; they are not listed any more.
+    """
+
+    epoch: int
+    removed: tuple[PointId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a sweep took out of the index; bytes are stored ones, headers included."""
+
+    records: int
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +206,45 @@ class Index(Protocol):
 
     def figures(self) -> IndexFigures:
         """Counts and size."""
+        ...
+
+    # --- keeping
+
+    def begin_collection(self) -> Collection:
+        """Begins a new epoch and takes hidden points that no session holds out of the list.
+
+        Durability: on disk on return.
+        """
+        ...
+
+    def scan_rows(self, after: RecordId | None, limit: int) -> tuple[bytes, bytes]:
+        """Up to `limit` rows of `chunks` in key order, behind `after`: the keys (32 bytes each), the values (26 each).
+
+        The values have not been verified; see `rows.decode_place`.
+        """
+        ...
+
+    def sweep(self, ids: Sequence[RecordId], before: int) -> Swept:
+        """Drops those records that are of an epoch before `before`; their bytes in the packs are dead then.
+
+        One short transaction: callers pass some thousand ids at a time.
+        """
+        ...
+
+    def drop(self, ids: Sequence[RecordId]) -> Swept:
+        """Drops records that are damaged, and remembers them as lost until they are stored again."""
+        ...
+
+    def lost(self) -> frozenset[RecordId]:
+        """Records that were dropped as damaged and have not been stored again."""
+        ...
+
+    def update_pack(self, number: int, update: Callable[[PackRow], PackRow]) -> PackRow | None:
+        """Changes the row of a pack; returns it, or None if there is no such pack."""
+        ...
+
+    def remove_pack(self, number: int) -> bool:
+        """Forgets a pack in which no record is live; False if there are some, or no such pack."""
         ...
 
     def close(self) -> None:

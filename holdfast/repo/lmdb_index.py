@@ -18,8 +18,9 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Final
 
 import lmdb
@@ -38,7 +39,7 @@ from holdfast.ids import ID_BYTES, SESSION_ID_BYTES, NodeId, PackId, RecordId, R
 from holdfast.repo.format import rows
 from holdfast.repo.format.record import RECORD_HEADER_BYTES
 from holdfast.repo.format.rows import PackRow, PackState, Place, PointRow, PointsDigest, SessionRow
-from holdfast.repo.index import Batch, Committed, IndexFigures, NewRecord
+from holdfast.repo.index import Batch, Collection, Committed, IndexFigures, PointChange, Swept
 from holdfast.units import GIB, KIB, MIB
 
 __all__ = ["LmdbIndex"]
@@ -59,6 +60,8 @@ _VERSION: Final = b"version"
 INDEX_VERSION: Final = 1
 """Of the tables and their rows; an index of another version is rebuilt from the packs."""
 _DIGEST: Final = b"points"
+_LOST: Final = b"lost"
+"""A table that exists only once something was lost."""
 _REPOSITORY: Final = b"repository"
 _SCAN_ROWS: Final = 10_000
 
@@ -143,6 +146,17 @@ def _open_environment(folder: str, *, read_only: bool) -> lmdb.Environment:
     raise InternalError("unreachable")
 
 
+def _with_dead(row: PackRow, count: int, size: int) -> PackRow:
+    """The row of a pack in which some live records have died."""
+    return replace(
+        row,
+        records=row.records - count,
+        dead_records=row.dead_records + count,
+        live_bytes=row.live_bytes - size,
+        dead_bytes=row.dead_bytes + size,
+    )
+
+
 class LmdbIndex:
     """See `repo.index.Index`.
 
@@ -160,6 +174,7 @@ class LmdbIndex:
         self._pid = os.getpid()
         self._closed = False
         self._known_packs: dict[PackId, int] = {}
+        self._lost: lmdb._Database | None = None
         try:
             if create:
                 os.makedirs(folder, mode=0o750, exist_ok=True)
@@ -221,6 +236,8 @@ class LmdbIndex:
                     f"the index has version {version}, this Holdfast uses version {INDEX_VERSION}"
                 )
             newest = txn.id()
+        with contextlib.suppress(lmdb.NotFoundError):
+            self._lost = env.open_db(_LOST, create=False)
         if self._head() > newest:
             raise DamagedIndex("the index is older than the repository's newest restore point")
 
@@ -348,7 +365,7 @@ class LmdbIndex:
                 txn.abort()
                 return committed
             number = txn.id()
-        if batch.point is not None:
+        if batch.point is not None or batch.changes:
             self._write_head(number)
         return committed
 
@@ -363,7 +380,8 @@ class LmdbIndex:
         dead: dict[PackId, int] = dict.fromkeys(packs, 0)
         counts: dict[PackId, int] = dict.fromkeys(packs, 0)
         dead_counts: dict[PackId, int] = dict.fromkeys(packs, 0)
-        duplicates = self._insert(txn, batch.records, packs, live, dead, counts, dead_counts)
+        replaced: dict[int, tuple[int, int]] = {}
+        duplicates = self._insert(txn, batch, packs, live, dead, counts, dead_counts, replaced)
         for progress in batch.packs:
             row = packs[progress.id]
             row = replace(
@@ -380,8 +398,12 @@ class LmdbIndex:
             for leaf in sorted(set(batch.roots)):
                 key = batch.session + leaf
                 txn.put(key, rows.encode_root(key), db=self._roots)
+        for number, (count, size) in replaced.items():
+            self._update_pack(txn, number, lambda row, n=count, b=size: _with_dead(row, n, b))  # type: ignore[misc]
         if batch.point is not None:
             self._add_point(txn, batch.point)
+        for change in batch.changes:
+            self._change_point(txn, change)
         if batch.ends_session and batch.session is not None:
             txn.delete(batch.session, db=self._sessions)
         return Committed(duplicates=duplicates, duplicate_bytes=sum(dead.values()))
@@ -406,26 +428,37 @@ class LmdbIndex:
     def _insert(
         self,
         txn: lmdb.Transaction[bytes],
-        records: list[NewRecord],
+        batch: Batch,
         packs: dict[PackId, PackRow],
         live: dict[PackId, int],
         dead: dict[PackId, int],
         counts: dict[PackId, int],
         dead_counts: dict[PackId, int],
+        replaced: dict[int, tuple[int, int]],
     ) -> int:
         epoch = rows.decode_counter(_EPOCH, txn.get(_EPOCH, b"", db=self._meta))
         duplicates = 0
         put, encode = txn.put, rows.encode_place
-        for record_id, pack, offset, stored, plain, kind in sorted(records):
+        lost = self._lost_ids(txn)
+        for record_id, pack, offset, stored, plain, kind in sorted(batch.records):
             place = Place(packs[pack].number, offset, stored, plain, epoch, kind)
             size = RECORD_HEADER_BYTES + stored
             if put(record_id, encode(record_id, place), overwrite=False, db=self._chunks):
                 live[pack] += size
                 counts[pack] += 1
+                if record_id in lost and self._lost is not None:
+                    txn.delete(record_id, db=self._lost)
                 continue
             there = rows.decode_place(record_id, txn.get(record_id, b"", db=self._chunks))
             if there.epoch != epoch:
                 put(record_id, encode(record_id, there._replace(epoch=epoch)), db=self._chunks)
+            if batch.replacing.get(record_id) == (there.pack, there.offset):
+                put(record_id, encode(record_id, place), db=self._chunks)
+                live[pack] += size
+                counts[pack] += 1
+                count, old = replaced.get(there.pack, (0, 0))
+                replaced[there.pack] = count + 1, old + RECORD_HEADER_BYTES + there.stored_bytes
+                continue
             if (there.pack, there.offset) != (place.pack, offset):
                 dead[pack] += size
                 dead_counts[pack] += 1
@@ -436,7 +469,10 @@ class LmdbIndex:
         number = self._numbers(txn).get(pack_id)
         if number is not None:
             key = rows.pack_key(number)
-            return rows.decode_pack_row(key, txn.get(key, b"", db=self._packs))
+            value = txn.get(key, db=self._packs)
+            if value is not None:
+                return rows.decode_pack_row(key, value)
+            del self._known_packs[pack_id]  # it was removed, and has come back
         number = rows.decode_counter(_NEXT_PACK, txn.get(_NEXT_PACK, b"", db=self._meta))
         if number >= 2**32:
             raise StorageError("the repository has used up its pack numbers")
@@ -458,6 +494,18 @@ class LmdbIndex:
             digest = self._digest(txn).toggled(point.id, 1)
             txn.put(_DIGEST, rows.encode_points_digest(_DIGEST, digest), db=self._meta)
         txn.put(point.id, rows.encode_point_row(point), db=self._points)
+
+    def _change_point(self, txn: lmdb.Transaction[bytes], change: PointChange) -> None:
+        value = txn.get(change.id, db=self._points)
+        if value is None:
+            raise PointNotFound(f"restore point {change.id.hex()[:12]} does not exist any more")
+        row = rows.decode_point_row(change.id, value)
+        row = replace(
+            row,
+            hidden=row.hidden if change.hidden is None else change.hidden,
+            pinned=row.pinned if change.pinned is None else change.pinned,
+        )
+        txn.put(row.id, rows.encode_point_row(row), db=self._points)
 
     def _digest(self, txn: lmdb.Transaction[bytes]) -> PointsDigest:
         return rows.decode_points_digest(_DIGEST, txn.get(_DIGEST, b"", db=self._meta))
@@ -536,12 +584,120 @@ class LmdbIndex:
 
     def set_verified(self, number: int, when: int) -> None:
         """See `Index.set_verified`."""
+        self.update_pack(number, lambda row: replace(row, verified=when))
+
+    # --- keeping
+
+    def begin_collection(self) -> Collection:
+        """See `Index.begin_collection`."""
+        with _translated("beginning a collection", self._folder), self._begin(write=True) as txn:
+            epoch = rows.decode_counter(_EPOCH, txn.get(_EPOCH, b"", db=self._meta)) + 1
+            if epoch >= 2**32:
+                raise StorageError("the repository has used up its epochs", hint="rebuild the index")
+            txn.put(_EPOCH, rows.encode_counter(_EPOCH, epoch), db=self._meta)
+            held = {
+                point
+                for key, value in self._ordered(txn, self._sessions)
+                for point in rows.decode_session_row(key, value).holds
+            }
+            removed = []
+            for key, value in self._ordered(txn, self._points):
+                row = rows.decode_point_row(key, value)
+                if row.hidden and row.id not in held:
+                    removed.append(row.id)
+            digest = self._digest(txn)
+            for point in removed:
+                txn.delete(point, db=self._points)
+                digest = digest.toggled(point, -1)
+            txn.put(_DIGEST, rows.encode_points_digest(_DIGEST, digest), db=self._meta)
+            number = txn.id()
+        if removed:
+            self._write_head(number)
+        return Collection(epoch, tuple(removed))
+
+    def scan_rows(self, after: RecordId | None, limit: int) -> tuple[bytes, bytes]:
+        """See `Index.scan_rows`."""
+        with _translated("scanning records"), self._begin() as txn:
+            cursor = txn.cursor(self._chunks)
+            more = cursor.set_range(after) if after is not None else cursor.first()
+            if more and after is not None and cursor.key() == after:
+                more = cursor.next()
+            found = list(islice(cursor.iternext(), limit)) if more else []
+        keys, values = b"".join([key for key, _ in found]), b"".join([value for _, value in found])
+        if len(keys) != ID_BYTES * len(found) or len(values) != rows.PLACE_BYTES * len(found):
+            raise DamagedIndex("a row of the index (chunks) has a wrong length")
+        if found and after is not None and found[0][0] <= after:
+            raise DamagedIndex("the keys of the index are out of order")
+        return keys, values
+
+    def sweep(self, ids: Sequence[RecordId], before: int) -> Swept:
+        """See `Index.sweep`."""
+        return self._take_out("sweeping", ids, before, remember=False)
+
+    def drop(self, ids: Sequence[RecordId]) -> Swept:
+        """See `Index.drop`."""
+        if self._lost is None:
+            with _translated("opening it", self._folder):
+                self._lost = self._env.open_db(_LOST, create=True)
+        return self._take_out("dropping damaged records", ids, 2**32, remember=True)
+
+    def _take_out(self, doing: str, ids: Sequence[RecordId], before: int, *, remember: bool) -> Swept:
+        by_pack: dict[int, tuple[int, int]] = {}
+        with _translated(doing, self._folder), self._begin(write=True) as txn:
+            for record_id in sorted(set(ids)):
+                value = txn.get(record_id, db=self._chunks)
+                if value is None:
+                    continue
+                place = rows.decode_place(record_id, value)
+                if place.epoch >= before:
+                    continue  # somebody has come to rely on it
+                txn.delete(record_id, db=self._chunks)
+                if remember and self._lost is not None:
+                    txn.put(record_id, rows.encode_root(record_id), db=self._lost)
+                count, size = by_pack.get(place.pack, (0, 0))
+                by_pack[place.pack] = count + 1, size + RECORD_HEADER_BYTES + place.stored_bytes
+            for number, (count, size) in by_pack.items():
+                self._update_pack(txn, number, lambda row, n=count, b=size: _with_dead(row, n, b))  # type: ignore[misc]
+        return Swept(sum(count for count, _ in by_pack.values()), sum(size for _, size in by_pack.values()))
+
+    def lost(self) -> frozenset[RecordId]:
+        """See `Index.lost`."""
+        if self._lost is None:
+            with contextlib.suppress(lmdb.NotFoundError):  # somebody else may have made it meanwhile
+                self._lost = self._env.open_db(_LOST, create=False)
+        with _translated("listing lost records"), self._begin() as txn:
+            return self._lost_ids(txn)
+
+    def _lost_ids(self, txn: lmdb.Transaction[bytes]) -> frozenset[RecordId]:
+        if self._lost is None:
+            return frozenset()
+        return frozenset(RecordId(bytes(key)) for key, _ in self._ordered(txn, self._lost))
+
+    def update_pack(self, number: int, update: Callable[[PackRow], PackRow]) -> PackRow | None:
+        """See `Index.update_pack`."""
+        with _translated("changing a pack's row", self._folder), self._begin(write=True) as txn:
+            return self._update_pack(txn, number, update)
+
+    def _update_pack(
+        self, txn: lmdb.Transaction[bytes], number: int, update: Callable[[PackRow], PackRow]
+    ) -> PackRow | None:
         key = rows.pack_key(number)
-        with _translated("recording a verification", self._folder), self._begin(write=True) as txn:
+        value = txn.get(key, db=self._packs)
+        if value is None:
+            return None
+        row = update(rows.decode_pack_row(key, value))
+        txn.put(key, rows.encode_pack_row(row), db=self._packs)
+        return row
+
+    def remove_pack(self, number: int) -> bool:
+        """See `Index.remove_pack`."""
+        key = rows.pack_key(number)
+        with _translated("forgetting a pack", self._folder), self._begin(write=True) as txn:
             value = txn.get(key, db=self._packs)
-            if value is not None:
-                row = replace(rows.decode_pack_row(key, value), verified=when)
-                txn.put(key, rows.encode_pack_row(row), db=self._packs)
+            if value is None or rows.decode_pack_row(key, value).records:
+                return False
+            txn.delete(key, db=self._packs)
+            return True
 
     # --- the head file
 

@@ -19,6 +19,7 @@ from holdfast.repo.format import canonical
 from holdfast.repo.format.canonical import Fields
 
 __all__ = [
+    "PLACE_BYTES",
     "PackRow",
     "PackState",
     "Place",
@@ -51,6 +52,8 @@ class PackState(IntEnum):
     """Its writer's session may append; bytes past the committed length do not exist yet."""
     SEALED = 2
     """It ends in a table and never changes."""
+    HOLED = 3
+    """It was sealed; its table and some of its dead records have been given back to the file system."""
 
 
 class Place(NamedTuple):
@@ -147,6 +150,7 @@ class PointsDigest:
         return PointsDigest(self.count + change, mixed.to_bytes(ID_BYTES, "little"))
 
 
+PLACE_BYTES: Final = 26
 _PLACE: Final = struct.Struct("<IIIIIBBI")
 _PLACE_BODY: Final = struct.Struct("<IIIIIBB")
 _PACK: Final = struct.Struct("<16sBxxxIIQQQQQ")
