@@ -20,6 +20,7 @@ __all__ = [
     "format_duration",
     "format_size",
     "format_time",
+    "parse_duration",
     "parse_size",
     "parse_time",
 ]
@@ -37,6 +38,11 @@ _FACTORS: Final = {
     "t": TIB, "tb": 1000**4, "tib": TIB,
 }  # fmt: skip
 _SIZE: Final = re.compile(r"\s*(\d{1,18})(?:\.(\d{1,6}))?\s*([A-Za-z]{0,3})\s*\Z")
+
+
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_DURATION: Final = re.compile(r"(\d{1,9}[smhdw])+\Z")
+_DURATION_PART: Final = re.compile(r"(\d+)([smhdw])")
 
 
 def parse_size(text: str) -> int:
@@ -64,6 +70,17 @@ def format_size(size_bytes: int) -> str:
         return f"{size_bytes} B"
     digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
     return f"{value:.{digits}f} {unit}"
+
+
+def parse_duration(text: str) -> float:
+    """Seconds that a duration such as `90s`, `10m`, `2h`, `30d` or `1h30m` stands for.
+
+    Raises:
+        UsageError: the text is no duration.
+    """
+    if not _DURATION.match(text.lower()):
+        raise UsageError(f"'{text}' is not a duration", hint="write for example 90s, 10m, 2h or 30d")
+    return float(sum(int(n) * _SECONDS[unit] for n, unit in _DURATION_PART.findall(text.lower())))
 
 
 def format_duration(seconds: float) -> str:

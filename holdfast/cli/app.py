@@ -26,6 +26,10 @@ _SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "restore": "Write a restore point back to files or a device.",
     },
     "Keeping the repository": {
+        "forget": "Hide restore points, or bring them back.",
+        "pin": "Protect restore points from policies.",
+        "unpin": "Take that protection back.",
+        "gc": "Give back the space of what no restore point needs.",
         "check": "Prove that everything listed can be restored.",
         "stats": "Show how much is stored, and how well it is deduplicated.",
         "key": "Manage the passwords and the key of an encrypted repository.",

@@ -36,6 +36,7 @@ COPY_FILE: Final = "config.json.copy"
 _README_FILE: Final = "README.txt"
 _INDEX_FOLDER: Final = "index"
 _LOCK_WAIT_S: Final = 10.0
+_COLLECTING: Final = "gc.lock"
 _NETWORK_FILE_SYSTEMS: Final = frozenset(
     {
         "nfs",
@@ -223,6 +224,33 @@ class RepositoryFolder:
         fd = self._open_folder(self.path)
         try:
             self._flock(fd, fcntl.LOCK_EX, "another command is changing the repository's keys")
+            yield
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Excludes other garbage collections, as long as this process lives.
+
+        Raises:
+            RepositoryBusy: there is one.
+        """
+        path = os.path.join(self.path, _COLLECTING)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        except OSError as error:
+            raise storage_error(error, f"opening {path}") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise RepositoryBusy(
+                "a garbage collection is at work already", hint="let it finish; its work is not lost"
+            ) from None
+        except OSError as error:
+            os.close(fd)
+            raise storage_error(error, "locking the repository") from error
+        try:
             yield
         finally:
             os.close(fd)

@@ -201,7 +201,7 @@ class Index(Protocol):
         ...
 
     def set_verified(self, number: int, when: int) -> None:
-        """Records that all bytes of a pack have been verified."""
+        """Records that all bytes of a pack have been verified. When a pack grows, that is forgotten."""
         ...
 
     def figures(self) -> IndexFigures:
@@ -231,8 +231,12 @@ class Index(Protocol):
         """
         ...
 
-    def drop(self, ids: Sequence[RecordId]) -> Swept:
-        """Drops records that are damaged, and remembers them as lost until they are stored again."""
+    def drop(self, damaged: Mapping[RecordId, tuple[int, int]]) -> Swept:
+        """Drops records that are damaged, and remembers them as lost until they are stored again.
+
+        Args:
+            damaged: id -> (number of the pack, offset) of what is damaged. A record that is elsewhere by now stays.
+        """
         ...
 
     def lost(self) -> frozenset[RecordId]:

@@ -147,6 +147,10 @@ class Keys:
             return RecordId(blake3.blake3(plaintext).digest())
         return RecordId(blake3.blake3(plaintext, derive_key_context=context).digest())
 
+    def mark_id(self, plaintext: bytes) -> RecordId:
+        """`record_id` of a mark."""
+        return self.record_id(Kind.MARK, plaintext)
+
     def namer(self, kind: Kind) -> Callable[[bytes | memoryview], RecordId]:
         """`record_id` of one kind as a function of the plaintext alone, for loops."""
         if kind is Kind.CHUNK and not self.id_keys:

@@ -18,7 +18,7 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
@@ -38,7 +38,15 @@ from holdfast.errors import (
 from holdfast.ids import ID_BYTES, SESSION_ID_BYTES, NodeId, PackId, RecordId, RepositoryId, SessionId
 from holdfast.repo.format import rows
 from holdfast.repo.format.record import RECORD_HEADER_BYTES
-from holdfast.repo.format.rows import PackRow, PackState, Place, PointRow, PointsDigest, SessionRow
+from holdfast.repo.format.rows import (
+    PackRow,
+    PackState,
+    Place,
+    PointRow,
+    PointsDigest,
+    SessionRow,
+    VerifiedBy,
+)
 from holdfast.repo.index import Batch, Collection, Committed, IndexFigures, PointChange, Swept
 from holdfast.units import GIB, KIB, MIB
 
@@ -384,6 +392,8 @@ class LmdbIndex:
         duplicates = self._insert(txn, batch, packs, live, dead, counts, dead_counts, replaced)
         for progress in batch.packs:
             row = packs[progress.id]
+            if progress.committed_bytes > row.committed_bytes:
+                row = replace(row, verified=0, verified_by=VerifiedBy.NOTHING)
             row = replace(
                 row,
                 state=max(row.state, progress.state),  # a sealed pack is never open again
@@ -632,16 +642,28 @@ class LmdbIndex:
 
     def sweep(self, ids: Sequence[RecordId], before: int) -> Swept:
         """See `Index.sweep`."""
-        return self._take_out("sweeping", ids, before, remember=False)
+        return self._take_out("sweeping", ids, lambda _id, place: place.epoch < before, remember=False)
 
-    def drop(self, ids: Sequence[RecordId]) -> Swept:
+    def drop(self, damaged: Mapping[RecordId, tuple[int, int]]) -> Swept:
         """See `Index.drop`."""
         if self._lost is None:
             with _translated("opening it", self._folder):
                 self._lost = self._env.open_db(_LOST, create=True)
-        return self._take_out("dropping damaged records", ids, 2**32, remember=True)
+        return self._take_out(
+            "dropping damaged records",
+            list(damaged),
+            lambda record_id, place: damaged[record_id] == (place.pack, place.offset),
+            remember=True,
+        )
 
-    def _take_out(self, doing: str, ids: Sequence[RecordId], before: int, *, remember: bool) -> Swept:
+    def _take_out(
+        self,
+        doing: str,
+        ids: Sequence[RecordId],
+        wanted: Callable[[RecordId, Place], bool],
+        *,
+        remember: bool,
+    ) -> Swept:
         by_pack: dict[int, tuple[int, int]] = {}
         with _translated(doing, self._folder), self._begin(write=True) as txn:
             for record_id in sorted(set(ids)):
@@ -649,8 +671,8 @@ class LmdbIndex:
                 if value is None:
                     continue
                 place = rows.decode_place(record_id, value)
-                if place.epoch >= before:
-                    continue  # somebody has come to rely on it
+                if not wanted(record_id, place):  # somebody has come to rely on it, or has put it elsewhere
+                    continue
                 txn.delete(record_id, db=self._chunks)
                 if remember and self._lost is not None:
                     txn.put(record_id, rows.encode_root(record_id), db=self._lost)

@@ -9,14 +9,16 @@ store. This module moves bytes; what they mean is the business of `repo.format.r
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Final, Protocol, cast
 
 from holdfast.errors import DamagedData, InternalError, StorageError, storage_error
 from holdfast.ids import PACK_ID_BYTES, PackId
@@ -25,6 +27,8 @@ from holdfast.repo.appender import Appender
 __all__ = ["LocalPackStore", "PackStore", "PackWriter"]
 
 _OPEN_FILES: Final = 64
+_KEEP_SIZE: Final = 1  # linux/falloc.h
+_PUNCH_HOLE: Final = 2
 _PACK_NAME: Final = re.compile(rf"[0-9a-f]{{{2 * PACK_ID_BYTES}}}\.pack\Z")
 
 
@@ -109,9 +113,40 @@ class PackStore(Protocol):
         """Removes a pack. It is no error if it does not exist."""
         ...
 
+    def free_bytes(self) -> int:
+        """How much more could be stored, in bytes."""
+        ...
+
+    def allocated_bytes(self, pack_id: PackId) -> int:
+        """What a pack takes up, without its holes; 0 if it does not exist."""
+        ...
+
+    def can_punch(self) -> bool:
+        """Whether `punch` is worth trying."""
+        ...
+
+    def punch(self, pack_id: PackId, ranges: Sequence[tuple[int, int]]) -> None:
+        """Gives the bytes in the ranges (start, end) back to the file system; they read as zeros then.
+
+        Durability: on disk on return. Where the file system can not, nothing happens.
+        """
+        ...
+
     def close(self) -> None:
         """Releases what is held open."""
         ...
+
+
+@cache
+def _fallocate() -> Callable[[int, int, int, int], int] | None:
+    """The C library's function of that name, which Python does not offer with its flags."""
+    try:
+        function = ctypes.CDLL(None, use_errno=True).fallocate64
+    except (OSError, AttributeError):
+        return None
+    function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    function.restype = ctypes.c_int
+    return cast("Callable[[int, int, int, int], int]", function)
 
 
 def sync_folder(path: str) -> None:
@@ -207,6 +242,7 @@ class LocalPackStore:
         self._folder = folder
         self._readers: OrderedDict[PackId, int] = OrderedDict()
         self._busy: dict[int, int] = {}
+        self._can_punch = True
         self._lock = threading.Lock()
 
     def path(self, pack_id: PackId) -> str:
@@ -361,6 +397,47 @@ class LocalPackStore:
             pass
         except OSError as error:
             raise storage_error(error, f"removing {self.path(pack_id)}") from error
+
+    def free_bytes(self) -> int:
+        """See `PackStore.free_bytes`."""
+        try:
+            status = os.statvfs(self._folder)
+        except OSError as error:
+            raise storage_error(error, f"looking at {self._folder}") from error
+        return status.f_bavail * status.f_frsize
+
+    def allocated_bytes(self, pack_id: PackId) -> int:
+        """See `PackStore.allocated_bytes`."""
+        try:
+            return os.stat(self.path(pack_id)).st_blocks * 512
+        except OSError:
+            return 0
+
+    def can_punch(self) -> bool:
+        """See `PackStore.can_punch`."""
+        return self._can_punch and _fallocate() is not None
+
+    def punch(self, pack_id: PackId, ranges: Sequence[tuple[int, int]]) -> None:
+        """See `PackStore.punch`."""
+        fallocate = _fallocate()
+        if fallocate is None or not ranges:
+            return
+        path = self.path(pack_id)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                for start, end in ranges:
+                    if fallocate(fd, _KEEP_SIZE | _PUNCH_HOLE, start, end - start):
+                        code = ctypes.get_errno()
+                        if code in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                            self._can_punch = False
+                            return
+                        raise OSError(code, os.strerror(code))
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise storage_error(error, f"giving back a part of {path}") from error
 
     def close(self) -> None:
         """See `PackStore.close`."""

@@ -44,6 +44,7 @@ from holdfast.repo.format.record import (
 )
 from holdfast.repo.format.rows import PackState, PointRow
 from holdfast.repo.index import Batch, Index, NewRecord, PackProgress
+from holdfast.repo.keys import clear_keys
 from holdfast.repo.packs import PackStore, PackWriter
 from holdfast.repo.records import PackScanner, ScannedRecord
 
@@ -61,6 +62,7 @@ class Home:
         opener: asked for only when a mark or a manifest turns up.
         sole_index: the repository has no other index, so what this one does not know was never committed.
         has_key: whether `opener` can be asked without a password being missing.
+        name_mark: the id of a mark's plaintext.
     """
 
     repository: RepositoryId
@@ -68,6 +70,7 @@ class Home:
     opener: Callable[[], Opener]
     sole_index: bool = True
     has_key: bool = True
+    name_mark: Callable[[bytes], RecordId] = clear_keys().mark_id
 
 
 def read_pack_header(packs: PackStore, pack_id: PackId, repository: RepositoryId) -> PackHeader:

@@ -19,13 +19,15 @@ import sys
 import threading
 import time as _time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from holdfast.chunker import ChunkerParams, make_chunker
 from holdfast.disk import BlockSink, Machine
 from holdfast.errors import (
+    DamagedPoint,
+    DiskFull,
     HoldfastError,
     IntegrityError,
     InternalError,
@@ -34,16 +36,17 @@ from holdfast.errors import (
     UsageError,
     WrongPassword,
 )
-from holdfast.ids import RepositoryId
+from holdfast.ids import PointId, RepositoryId, SessionId
 from holdfast.repo import keys as key_slots
 from holdfast.repo.backup import BackupOptions, BackupSummary, Engine, run_backup
 from holdfast.repo.check import Checker, CheckReport, Finding, missing_from
-from holdfast.repo.codec import Opener
+from holdfast.repo.codec import Opener, Sealer
 from holdfast.repo.folder import RepositoryFolder
 from holdfast.repo.format.config import Cipher, Compression, Config, KeySlot
 from holdfast.repo.format.manifest import ContentTree
+from holdfast.repo.format.mark import Action, Mark, encode_mark
 from holdfast.repo.format.rows import PackRow, PointRow
-from holdfast.repo.index import Index, IndexFigures
+from holdfast.repo.index import Batch, Index, IndexFigures, PointChange
 from holdfast.repo.keys import Keys
 from holdfast.repo.lease import Lease, new_session_row
 from holdfast.repo.lmdb_index import LmdbIndex
@@ -53,8 +56,12 @@ from holdfast.repo.reader import DiskReader
 from holdfast.repo.records import RecordReader
 from holdfast.repo.recover import Home, Rebuilt, adopt_strays, rebuild_index
 from holdfast.repo.restore import RestoreCounters, restore_contents
+from holdfast.repo.session import Session
 from holdfast.repo.tree import TreeReader
 from holdfast.units import MIB
+
+if TYPE_CHECKING:
+    from holdfast.repo.gc import CollectOptions, CollectReport
 
 __all__ = ["InitOptions", "Repository", "RepositoryStatistics"]
 
@@ -392,6 +399,163 @@ class Repository:
         """Yields (offset, length) of what differs between two contents, by chunk borders, ascending."""
         _, trees = self._reading()
         yield from trees.differing_ranges(old, new)
+
+    # --- keeping
+
+    def hidden_points(self) -> list[Point]:
+        """Points that were forgotten and can still be brought back, oldest first."""
+        opener = Opener(self.unlock())
+        found = [open_point(row, opener) for row in self._index().points() if row.hidden]
+        return sorted(found, key=lambda p: (p.manifest.time, p.manifest.received_ms, p.id))
+
+    def pinned(self) -> frozenset[PointId]:
+        """The points that no policy removes."""
+        return frozenset(row.id for row in self._index().points() if row.pinned)
+
+    def forget(self, points: Sequence[Point]) -> None:
+        """Hides restore points; until the next garbage collection they can be brought back.
+
+        Durability: on disk on return. If there is no room to write it down in the packs, the index alone says so.
+        """
+        self._change_points("forget", points, hidden=True)
+
+    def recall(self, points: Sequence[Point]) -> None:
+        """Brings forgotten points back.
+
+        Raises:
+            DamagedPoint: something that one of them needs is gone; nothing was changed.
+            PointNotFound: a garbage collection has taken one of them.
+        """
+        _, trees = self._reading()
+        for point in points:
+            if missing_from(point.manifest, trees, self._index()):
+                raise DamagedPoint(
+                    f"restore point {point.short_id} can not be brought back: something that it needs is gone"
+                )
+        self._change_points("recall", points, hidden=False)
+
+    def pin(self, points: Sequence[Point]) -> None:
+        """Protects points from policies."""
+        self._change_points("pin", points, pinned=True)
+
+    def unpin(self, points: Sequence[Point]) -> None:
+        """Takes that protection back."""
+        self._change_points("unpin", points, pinned=False)
+
+    def _change_points(
+        self,
+        action: Action,
+        points: Sequence[Point],
+        *,
+        hidden: bool | None = None,
+        pinned: bool | None = None,
+    ) -> None:
+        self._require_writable()
+        changes = [PointChange(point.id, hidden, pinned) for point in points]
+        try:
+            self._write_marks(action, [point.id for point in points], changes)
+        except DiskFull as error:
+            self._notify(
+                f"{error.message}; what was changed is noted in the index alone, and lost if that is lost"
+            )
+            self._index().commit(Batch(None, int(_time.time()), changes=changes))
+
+    def _write_marks(
+        self, action: Action, points: Sequence[PointId], changes: Sequence[PointChange] = ()
+    ) -> None:
+        session = self._short_session(action)
+        session.begin()
+        try:
+            now_ns = _time.time_ns()
+            marks = [
+                encode_mark(Mark(action, point, SessionId(os.urandom(16)), now_ns + number))
+                for number, point in enumerate(points)
+            ]
+            session.commit_changes(marks, changes)
+        finally:
+            session.close(keep=False)
+
+    def _short_session(self, kind: str) -> Session:
+        keys = self.unlock()
+        return Session(
+            self._store,
+            self._index(),
+            Sealer(keys, self.config.compression.level),
+            self.config.pack_bytes,
+            new_session_row(kind, int(_time.time())),
+            replace(self._home(), name_mark=keys.mark_id),
+            _time.time,
+        )
+
+    def exclusive_bytes(self, points: Sequence[Point]) -> dict[PointId, int]:
+        """For each of the points the stored bytes that nothing else needs: what removing it alone would free.
+
+        Cost: reads each unique leaf of all points once, and the index.
+        """
+        from holdfast.repo.usage import exclusive_bytes
+
+        records, trees = self._reading()
+        every = self.points()
+        groups = {point.id: number for number, point in enumerate(every)}
+        sizes = exclusive_bytes(records, trees, self._index(), every, groups)
+        return {point.id: sizes[groups[point.id]] for point in points if point.id in groups}
+
+    def freed_bytes(self, points: Sequence[Point]) -> int:
+        """The stored bytes that removing all of the points together would free. Cost: as `exclusive_bytes`."""
+        if not points:
+            return 0
+        from holdfast.repo.usage import exclusive_bytes
+
+        records, trees = self._reading()
+        every = self.points()
+        chosen = {point.id for point in points}
+        groups = {point.id: 0 if point.id in chosen else 1 for point in every}
+        return exclusive_bytes(records, trees, self._index(), every, groups)[0]
+
+    def collect(self, options: CollectOptions | None = None, *, alone: bool = False) -> CollectReport:
+        """Gives back the space of forgotten points; see `repo.gc`. Backups, restores and mounts may go on.
+
+        Args:
+            alone: the caller knows that no other machine uses the repository, where each has an index of its own.
+
+        Raises:
+            RepositoryBusy: another collection is at work.
+            UsageError: other machines may use the repository.
+            DamagedPoint: a restore point is damaged; nothing was removed.
+        """
+        from holdfast.repo.gc import CollectOptions, Collector  # it needs numpy, which takes time to load
+
+        self._require_writable()
+        chosen = options or CollectOptions()
+        records, _ = self._reading()
+        index = self._index()
+        _, outside = self._folder.index_folder(self.config.id)
+        if outside and not alone:
+            raise UsageError(
+                "the repository is on a network file system, where each machine has an index of its own, "
+                "and a collection would not know of backups that other machines make at this moment",
+                hint="make sure that no other machine uses it, and add --alone",
+            )
+        with self._folder.collecting():
+            if not chosen.dry_run:
+                adopt_strays(self._store, index, self._home(), int(_time.time()), grown=True)
+            session = self._short_session("gc")
+            collector = Collector(
+                self._store,
+                index,
+                records,
+                Opener(self.unlock()),
+                session,
+                lambda points: self._write_marks("collect", points),
+                chosen,
+            )
+            if chosen.dry_run:
+                return collector.run()
+            session.begin()
+            try:
+                return collector.run()
+            finally:
+                session.close(keep=False)
 
     # --- backup
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -43,7 +43,7 @@ from holdfast.repo.format.record import (
     encode_table,
 )
 from holdfast.repo.format.rows import PackState, PointRow, SessionRow
-from holdfast.repo.index import Batch, Committed, Index, NewRecord, PackProgress
+from holdfast.repo.index import Batch, Committed, Index, NewRecord, PackProgress, PointChange
 from holdfast.repo.lease import Lease
 from holdfast.repo.packs import PackStore, PackWriter
 from holdfast.repo.records import PackScanner
@@ -99,6 +99,8 @@ class _Gathering:
     records: list[NewRecord] = field(default_factory=list)
     ids: set[RecordId] = field(default_factory=set)
     segments: list[Segment] = field(default_factory=list)
+    replacing: dict[RecordId, tuple[int, int]] = field(default_factory=dict)
+    changes: list[PointChange] = field(default_factory=list)
     sealed: list[_OpenPack] = field(default_factory=list)
 
 
@@ -234,6 +236,28 @@ class Session:
         if due and (batch.bytes >= 2 * _BATCH_BYTES or not self._commit_lock.locked()):
             self._commit()
         return new_bytes
+
+    def rewrite(self, records: Sequence[Sealed], replacing: Mapping[RecordId, tuple[int, int]]) -> None:
+        """Appends records that take the place of others in the index when they are committed.
+
+        Args:
+            replacing: of each record where it is now (number of the pack, offset); if it has been moved or
+                dropped by then, it stays so.
+
+        Raises:
+            StorageError: as `append`.
+        """
+        self._raise_failure()
+        with self._lock:
+            try:
+                self._write(records)
+            except BaseException as error:
+                self._failure = self._failure or error
+                raise
+            self._gathering.replacing.update(replacing)
+            due = self._gathering.bytes >= _BATCH_BYTES
+        if due:
+            self._commit()
 
     def _write(self, records: Sequence[Sealed]) -> None:
         """Appends to the pack. Called with the lock held."""
@@ -395,7 +419,7 @@ class Session:
             open_pack = self._pack
             open_bytes = open_pack.writer.length if open_pack is not None else 0
         try:
-            if not batch.records and not batch.segments and not batch.sealed and point is None:
+            if not (batch.records or batch.segments or batch.sealed or batch.changes) and point is None:
                 return []
             for pack in batch.sealed:
                 self._end_pack(pack)
@@ -430,6 +454,8 @@ class Session:
                     now=int(self._clock()),
                     records=batch.records,
                     relied={i for segment in segments for i in segment.relied},
+                    replacing=batch.replacing,
+                    changes=batch.changes,
                     roots=[segment.leaf for segment in segments if segment.leaf is not None],
                     packs=progress,
                     point=None if redo else point,
@@ -446,6 +472,23 @@ class Session:
 
     def _count(self, committed: Committed) -> None:
         self.duplicate_bytes += committed.duplicate_bytes
+
+    def commit_changes(self, marks: Sequence[bytes], changes: Sequence[PointChange]) -> None:
+        """Changes the state of points, and writes down what was changed.
+
+        Args:
+            marks: plaintexts of records of that kind; none where there is no room for them.
+
+        Durability: both are on disk on return.
+
+        Raises:
+            PointNotFound: one of the points is not listed any more; nothing was changed.
+        """
+        sealed = [self._sealer.seal(Kind.MARK, self._home.name_mark(text), text) for text in marks]
+        with self._lock:
+            self._write(sealed)
+            self._gathering.changes += changes
+        self._commit()
 
     def commit_point(self, point_id: PointId, manifest: bytes) -> None:
         """Writes the manifest and lists the restore point. The session is over on success.

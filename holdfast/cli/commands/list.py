@@ -15,17 +15,25 @@ __all__ = ["command"]
 
 @click.command("list")
 @click.option("--vm", metavar="NAME", help="Only those of this VM, by name or UUID.")
+@click.option("--forgotten", is_flag=True, help="Those that were forgotten and can still be brought back.")
 @repository_options
 @click.pass_obj
-def command(invocation: Invocation, vm: str | None) -> None:
+def command(invocation: Invocation, vm: str | None, forgotten: bool) -> None:
     """List the restore points, oldest first."""
+    from holdfast.repo.points import points_of_vm
+
     with invocation.open_repository() as repository:
-        points = repository.points(vm)
+        if forgotten:
+            points = repository.hidden_points()
+            if vm is not None and points:
+                points = points_of_vm(points, vm)
+        else:
+            points = repository.points(vm)
     if invocation.json:
         print_json({"points": [point_json(point) for point in points]})
         return
     if not points:
-        say("no restore points yet")
+        say("no forgotten restore points" if forgotten else "no restore points yet")
         return
     columns = [
         Column("ID"),

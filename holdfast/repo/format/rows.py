@@ -26,6 +26,7 @@ __all__ = [
     "PointRow",
     "PointsDigest",
     "SessionRow",
+    "VerifiedBy",
     "check_root",
     "decode_counter",
     "decode_pack_row",
@@ -56,6 +57,19 @@ class PackState(IntEnum):
     """It was sealed; its table and some of its dead records have been given back to the file system."""
 
 
+class VerifiedBy(IntEnum):
+    """How a pack was verified last. Other values are reserved."""
+
+    NOTHING = 0
+    """It never was; or, with a time, somebody who did not say how."""
+    HASHES = 1
+    """Every stored byte by its strong hash, without the key."""
+    CHECK = 2
+    """Every stored byte by its strong hash, and every record by its id."""
+    READING = 3
+    """Every record that the index points to by its id, as it was read for a restore."""
+
+
 class Place(NamedTuple):
     """Where a record is: the value of table `chunks`.
 
@@ -81,7 +95,8 @@ class PackRow:
         dead_records: how many it does not point to.
         live_bytes: headers and payloads of records that the index points to.
         dead_bytes: of those it does not point to (stored twice by two writers, or swept).
-        verified: Unix seconds of the last verification of all its bytes; 0 if there was none.
+        verified: Unix seconds of the last verification of all its bytes; 0 if there was none since it last grew.
+        verified_by: kind of that verification.
     """
 
     number: int
@@ -94,6 +109,7 @@ class PackRow:
     dead_bytes: int
     created: int
     verified: int
+    verified_by: VerifiedBy = VerifiedBy.NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +169,7 @@ class PointsDigest:
 PLACE_BYTES: Final = 26
 _PLACE: Final = struct.Struct("<IIIIIBBI")
 _PLACE_BODY: Final = struct.Struct("<IIIIIBB")
-_PACK: Final = struct.Struct("<16sBxxxIIQQQQQ")
+_PACK: Final = struct.Struct("<16sBBxxIIQQQQQ")
 _COUNTER: Final = struct.Struct("<Q")
 _CRC: Final = struct.Struct("<I")
 _NUMBER: Final = struct.Struct(">I")
@@ -210,6 +226,7 @@ def encode_pack_row(row: PackRow) -> bytes:
     body = _PACK.pack(
         row.id,
         row.state,
+        row.verified_by,
         row.records,
         row.dead_records,
         row.committed_bytes,
@@ -230,11 +247,11 @@ def decode_pack_row(key: bytes, value: bytes) -> PackRow:
     body = _opened(key, value, "packs")
     if len(key) != 4 or len(body) != _PACK.size:
         raise DamagedIndex("a row of the index (packs) has a wrong length")
-    pack_id, state, records, dead_records, committed, live, dead, created, verified = _PACK.unpack(body)
+    pack_id, state, by, records, dead_records, committed, live, dead, created, verified = _PACK.unpack(body)
     try:
-        known = PackState(state)
+        known, verified_by = PackState(state), VerifiedBy(by)
     except ValueError:
-        raise DamagedIndex(f"a pack of the index has the unknown state {state}") from None
+        raise DamagedIndex(f"a pack of the index has the unknown state {state}, {by}") from None
     return PackRow(
         _NUMBER.unpack(key)[0],
         PackId(pack_id),
@@ -246,6 +263,7 @@ def decode_pack_row(key: bytes, value: bytes) -> PackRow:
         dead,
         created,
         verified,
+        verified_by,
     )
 
 

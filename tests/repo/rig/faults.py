@@ -17,7 +17,7 @@ from typing import TypeVar
 from holdfast.errors import DiskFull, HoldfastError, StorageError
 from holdfast.ids import NodeId, PackId, RecordId, SessionId
 from holdfast.repo.format.rows import PackRow, Place, PointRow, SessionRow
-from holdfast.repo.index import Batch, Committed, Index, IndexFigures
+from holdfast.repo.index import Batch, Collection, Committed, Index, IndexFigures, Swept
 from holdfast.repo.packs import PackStore, PackWriter
 
 T = TypeVar("T")
@@ -64,7 +64,22 @@ class Faults:
     """
 
     WRITES = frozenset(
-        {"create", "append", "cut", "sync", "delete", "commit", "begin_session", "end_session"}
+        {
+            "create",
+            "append",
+            "cut",
+            "sync",
+            "delete",
+            "punch",
+            "commit",
+            "begin_session",
+            "end_session",
+            "begin_collection",
+            "sweep",
+            "drop",
+            "update_pack",
+            "remove_pack",
+        }
     )
 
     def __init__(
@@ -186,6 +201,22 @@ class FaultyPackStore:
     def delete(self, pack_id: PackId) -> None:
         self._faults.run("delete", lambda: self._store.delete(pack_id))
 
+    def free_bytes(self) -> int:
+        return self._store.free_bytes()
+
+    def allocated_bytes(self, pack_id: PackId) -> int:
+        return self._store.allocated_bytes(pack_id)
+
+    def can_punch(self) -> bool:
+        return self._store.can_punch()
+
+    def punch(self, pack_id: PackId, ranges: Sequence[tuple[int, int]]) -> None:
+        self._faults.run(
+            "punch",
+            lambda: self._store.punch(pack_id, ranges),
+            lambda: self._store.punch(pack_id, ranges[: len(ranges) // 2]),
+        )
+
     def close(self) -> None:
         self._store.close()
 
@@ -232,6 +263,27 @@ class FaultyIndex:
 
     def figures(self) -> IndexFigures:
         return self._index.figures()
+
+    def begin_collection(self) -> Collection:
+        return self._faults.run("begin_collection", self._index.begin_collection)
+
+    def scan_rows(self, after: RecordId | None, limit: int) -> tuple[bytes, bytes]:
+        return self._index.scan_rows(after, limit)
+
+    def sweep(self, ids: Sequence[RecordId], before: int) -> Swept:
+        return self._faults.run("sweep", lambda: self._index.sweep(ids, before))
+
+    def drop(self, ids: Sequence[RecordId]) -> Swept:
+        return self._faults.run("drop", lambda: self._index.drop(ids))
+
+    def lost(self) -> frozenset[RecordId]:
+        return self._index.lost()
+
+    def update_pack(self, number: int, update: Callable[[PackRow], PackRow]) -> PackRow | None:
+        return self._faults.run("update_pack", lambda: self._index.update_pack(number, update))
+
+    def remove_pack(self, number: int) -> bool:
+        return self._faults.run("remove_pack", lambda: self._index.remove_pack(number))
 
     def close(self) -> None:
         with contextlib.suppress(Exception):

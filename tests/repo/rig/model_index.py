@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from holdfast.errors import PointNotFound, SessionGone
 from holdfast.ids import NodeId, PackId, PointId, RecordId, SessionId
 from holdfast.repo.format.record import RECORD_HEADER_BYTES
-from holdfast.repo.format.rows import PackRow, PackState, Place, PointRow, SessionRow
-from holdfast.repo.index import Batch, Committed, IndexFigures
+from holdfast.repo.format.rows import PackRow, PackState, Place, PointRow, SessionRow, encode_place
+from holdfast.repo.index import Batch, Collection, Committed, IndexFigures, Swept
 
 
 @dataclass
@@ -21,6 +21,7 @@ class _State:
     points: dict[PointId, PointRow] = field(default_factory=dict)
     sessions: dict[SessionId, SessionRow] = field(default_factory=dict)
     roots: set[tuple[SessionId, NodeId]] = field(default_factory=set)
+    lost: set[RecordId] = field(default_factory=set)
     next_pack: int = 1
     epoch: int = 1
 
@@ -53,7 +54,7 @@ class ModelIndex:
             state = copy.copy(self._state)
             state.chunks, state.packs = dict(state.chunks), dict(state.packs)
             state.points, state.sessions = dict(state.points), dict(state.sessions)
-            state.roots = set(state.roots)
+            state.roots, state.lost = set(state.roots), set(state.lost)
             committed = self._apply(state, batch)
             if not committed.gone:
                 self._state = state
@@ -91,6 +92,21 @@ class ModelIndex:
                     record.kind,
                 )
                 rows[record.pack] = replace(row, records=row.records + 1, live_bytes=row.live_bytes + size)
+                state.lost.discard(record.id)
+                continue
+            if batch.replacing.get(record.id) == (there.pack, there.offset):
+                old = next(r for r in rows.values() if r.number == there.pack)
+                rows[old.id] = swept(old, there)
+                row = rows[record.pack]
+                rows[record.pack] = replace(row, records=row.records + 1, live_bytes=row.live_bytes + size)
+                state.chunks[record.id] = Place(
+                    row.number,
+                    record.offset,
+                    record.stored_bytes,
+                    record.plain_bytes,
+                    state.epoch,
+                    record.kind,
+                )
                 continue
             state.chunks[record.id] = there._replace(epoch=state.epoch)
             if (there.pack, there.offset) != (row.number, record.offset):
@@ -99,6 +115,8 @@ class ModelIndex:
                 )
                 duplicates += 1
                 duplicate_bytes += size
+        for row in rows.values():
+            state.packs[row.number] = row
         for progress in batch.packs:
             row = rows[progress.id]
             state.packs[row.number] = replace(
@@ -110,6 +128,15 @@ class ModelIndex:
             state.roots |= {(batch.session, leaf) for leaf in batch.roots}
         if batch.point is not None:
             state.points[batch.point.id] = batch.point
+        for change in batch.changes:
+            if change.id not in state.points:
+                raise PointNotFound("the point is gone")
+            point = state.points[change.id]
+            state.points[change.id] = replace(
+                point,
+                hidden=point.hidden if change.hidden is None else change.hidden,
+                pinned=point.pinned if change.pinned is None else change.pinned,
+            )
         if batch.ends_session and batch.session is not None:
             del state.sessions[batch.session]
         return Committed(duplicates=duplicates, duplicate_bytes=duplicate_bytes)
@@ -171,6 +198,55 @@ class ModelIndex:
             return IndexFigures(
                 len(state.chunks), len(state.packs), len(state.points), len(state.sessions), 0
             )
+
+    # --- keeping
+
+    def begin_collection(self) -> Collection:
+        with self._lock:
+            self._state.epoch += 1
+            held = {point for session in self._state.sessions.values() for point in session.holds}
+            gone = [row.id for row in self.points() if row.hidden and row.id not in held]
+            self._state.points = {i: row for i, row in self._state.points.items() if i not in gone}
+            return Collection(self._state.epoch, tuple(gone))
+
+    def scan_rows(self, after: RecordId | None, limit: int) -> tuple[bytes, bytes]:
+        found = self.scan(after, limit)
+        return b"".join(i for i, _ in found), b"".join(encode_place(i, place) for i, place in found)
+
+    def sweep(self, ids: Sequence[RecordId], before: int) -> Swept:
+        with self._lock:
+            doomed = {
+                i: self._state.chunks[i]
+                for i in ids
+                if i in self._state.chunks and self._state.chunks[i].epoch < before
+            }
+            self.remove_records(set(doomed))
+            return Swept(
+                len(doomed), sum(RECORD_HEADER_BYTES + place.stored_bytes for place in doomed.values())
+            )
+
+    def drop(self, ids: Sequence[RecordId]) -> Swept:
+        with self._lock:
+            self._state.lost |= set(ids) & self._state.chunks.keys()
+            return self.sweep(ids, 2**32)
+
+    def lost(self) -> frozenset[RecordId]:
+        with self._lock:
+            return frozenset(self._state.lost)
+
+    def update_pack(self, number: int, update: Callable[[PackRow], PackRow]) -> PackRow | None:
+        with self._lock:
+            if number not in self._state.packs:
+                return None
+            self._state.packs = {**self._state.packs, number: update(self._state.packs[number])}
+            return self._state.packs[number]
+
+    def remove_pack(self, number: int) -> bool:
+        with self._lock:
+            if number not in self._state.packs or self._state.packs[number].records:
+                return False
+            self._state.packs = {n: row for n, row in self._state.packs.items() if n != number}
+            return True
 
     def close(self) -> None:
         pass

@@ -123,6 +123,22 @@ class MemoryPackStore:
         with self._lock:
             self._files.pop(pack_id, None)
 
+    def free_bytes(self) -> int:
+        return 1 << 40
+
+    def allocated_bytes(self, pack_id: PackId) -> int:
+        return self.length(pack_id) or 0
+
+    def can_punch(self) -> bool:
+        return True
+
+    def punch(self, pack_id: PackId, ranges: Sequence[tuple[int, int]]) -> None:
+        with self._lock:
+            file = self._files[pack_id]
+            for start, end in ranges:
+                file.now[start:end] = bytes(end - start)
+            file.durable = bytes(file.now)
+
     def close(self) -> None:
         pass
 

@@ -1,0 +1,462 @@
+"""Garbage collection: mark, sweep, reclaim (docs/ARCHITECTURE.md). Nothing waits for it and it waits for nobody.
+
+Begin: one transaction begins a new epoch and takes forgotten points that nobody holds out of the list. What is
+added or relied on from then on is of the new epoch.
+Mark: every node of every listed point, and of what sessions have stored, puts the ids below it into a `LiveSet`.
+Sweep: the index is read in key order; what is not marked and of an older epoch is dropped in small transactions,
+each of which looks at the epoch again. A backup that comes to rely on a record in the meantime renews its epoch;
+one that comes too late finds the record gone when it commits, and stores it anew.
+Reclaim: packs without a live record are unlinked; of others, dead runs are given back to the file system, and
+those with few live records are written anew.
+
+Invariants: a record is dropped only if no listed point and no living session needs it; a pack's bytes are given
+back only after the index has let go of all records in them; whatever is interrupted is found and done again.
+A node that can not be read ends the collection before anything is dropped: nobody knows what is below it.
+
+Memory: `LiveSet` (2 bytes per record), 16 bytes per node, one pack's table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import numpy as np
+
+from holdfast.errors import (
+    DamagedData,
+    DamagedPoint,
+    DiskFull,
+    HoldfastError,
+    InternalError,
+    StorageError,
+)
+from holdfast.ids import ID_BYTES, NodeId, PackId, PointId, RecordId
+from holdfast.repo.check import contents_of
+from holdfast.repo.codec import Opener, Sealed, strong_hash
+from holdfast.repo.format.record import (
+    PACK_HEADER_BYTES,
+    RECORD_HEADER_BYTES,
+    Kind,
+    TableEntry,
+    decode_record_header,
+)
+from holdfast.repo.format.rows import PLACE_BYTES, PackRow, PackState, PointRow
+from holdfast.repo.idset import IdSet
+from holdfast.repo.index import Index
+from holdfast.repo.liveset import LiveSet
+from holdfast.repo.packs import PackStore
+from holdfast.repo.points import open_point
+from holdfast.repo.records import PackScanner, RecordReader
+from holdfast.repo.recover import read_table
+from holdfast.repo.session import Session
+from holdfast.repo.walk import walk_nodes
+from holdfast.units import KIB, MIB
+
+__all__ = ["CollectOptions", "CollectReport", "Collector"]
+
+_SCAN_ROWS: Final = 100_000
+_SWEEP_IDS: Final = 4096
+_BLOCK: Final = 4096
+_LEAST_HOLE_BYTES: Final = 64 * KIB
+_LEAST_DEAD_BYTES: Final = MIB
+_COPY_BYTES: Final = 8 * MIB
+_SPARE_BYTES: Final = 64 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class CollectOptions:
+    """How to collect.
+
+    Args:
+        dry_run: find out what would be freed; change nothing.
+        max_seconds: stop after about this time; what is left is done next time. None for no limit.
+        compact_below: packs whose share of live bytes is lower are written anew.
+        on_progress: called with a word for the phase, and how much of it is done of how much.
+    """
+
+    dry_run: bool = False
+    max_seconds: float | None = None
+    compact_below: float = 0.5
+    on_progress: Callable[[str, int, int], None] = lambda _phase, _done, _total: None
+
+
+@dataclass(slots=True)
+class CollectReport:
+    """What a collection has done, or would do.
+
+    Args:
+        points: forgotten restore points that can not be brought back any more.
+        records: dropped from the index.
+        dropped_bytes: their stored bytes.
+        freed_bytes: given back to the file system (with `dry_run`: what would be).
+        dead_bytes: of packs, that are dead and still occupy space.
+        complete: False if the time was over before everything had been done.
+    """
+
+    points: int = 0
+    nodes: int = 0
+    records: int = 0
+    dropped_bytes: int = 0
+    freed_bytes: int = 0
+    dead_bytes: int = 0
+    packs_removed: int = 0
+    packs_compacted: int = 0
+    packs_holed: int = 0
+    complete: bool = True
+    duration_s: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+
+class _TimeIsUp(Exception):
+    pass
+
+
+class Collector:
+    """One collection.
+
+    Args:
+        session: not begun; it writes what is compacted, and keeps others from collecting at the same time.
+        mark_collected: makes it known in the packs that points were collected.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        packs: PackStore,
+        index: Index,
+        records: RecordReader,
+        opener: Opener,
+        session: Session,
+        mark_collected: Callable[[Sequence[PointId]], None],
+        options: CollectOptions,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._packs = packs
+        self._index = index
+        self._records = records
+        self._opener = opener
+        self._session = session
+        self._mark_collected = mark_collected
+        self._options = options
+        self._clock = clock
+        self._deadline = None if options.max_seconds is None else clock() + options.max_seconds
+        self.report = CollectReport()
+
+    def run(self) -> CollectReport:
+        """Collects.
+
+        Raises:
+            DamagedPoint: a node of a listed point can not be read; nothing was dropped.
+            StorageError, DamagedIndex: what had been done until then stands.
+        """
+        began = self._clock()
+        try:
+            self._run()
+        except _TimeIsUp:
+            self.report.complete = False
+        self.report.dead_bytes = sum(row.dead_bytes for row in self._index.packs())
+        self.report.duration_s = self._clock() - began
+        return self.report
+
+    def _run(self) -> None:
+        if self._options.dry_run:
+            self._foresee()
+            return
+        collection = self._index.begin_collection()
+        self.report.points = len(collection.removed)
+        if collection.removed:
+            # A rebuilt index would list them again, hidden, though what they need is gone. They were forgotten, so
+            # at least they stay hidden if there is no room for this.
+            try:
+                self._mark_collected(collection.removed)
+            except DiskFull as error:
+                self.report.notes.append(f"collected points could not be noted in the packs: {error.message}")
+        live = self._mark(self._index.points())
+        for doomed in self._unmarked(live, collection.epoch):
+            for first in range(0, len(doomed), _SWEEP_IDS):
+                self._check_time()
+                swept = self._index.sweep(doomed[first : first + _SWEEP_IDS], collection.epoch)
+                self.report.records += swept.records
+                self.report.dropped_bytes += swept.bytes
+        del live
+        self._reclaim()
+
+    def _foresee(self) -> None:
+        """What a collection would do now."""
+        held = {point for session in self._index.sessions() for point in session.holds}
+        listed = self._index.points()
+        kept = [row for row in listed if not row.hidden or row.id in held]
+        self.report.points = len(listed) - len(kept)
+        live = self._mark(kept)
+        dead = {row.number: row.dead_bytes for row in self._index.packs()}
+        for doomed in self._unmarked(live, 2**32):
+            for place in self._index.lookup(doomed):
+                if place is not None:
+                    size = RECORD_HEADER_BYTES + place.stored_bytes
+                    dead[place.pack] = dead.get(place.pack, 0) + size
+                    self.report.records += 1
+                    self.report.dropped_bytes += size
+        self.report.freed_bytes = sum(dead.values())
+
+    def _check_time(self) -> None:
+        if self._deadline is not None and self._clock() > self._deadline:
+            raise _TimeIsUp
+
+    # --- mark
+
+    def _mark(self, points: Sequence[PointRow]) -> LiveSet:
+        live = LiveSet(self._index.figures().records)
+        seen = IdSet()
+        for done, row in enumerate(points):
+            self._options.on_progress("mark", done, len(points))
+            live.add(row.id)
+            try:
+                manifest = open_point(row, self._opener).manifest
+                self._mark_below(live, seen, [content.root for _, content in contents_of(manifest)])
+            except DamagedData as error:
+                raise DamagedPoint(
+                    f"restore point {row.id.hex()[:12]} is damaged, so nobody knows what it needs ({error.message}); "
+                    "nothing was removed",
+                    hint="run 'holdfast check --repair', or forget the damaged restore point",
+                ) from error
+        for session in self._index.sessions():
+            for root in self._index.roots(session.id):
+                # Its chunks are lost with it; the session's successor will store them anew.
+                with contextlib.suppress(DamagedData):
+                    self._mark_below(live, seen, [root])
+        self._options.on_progress("mark", len(points), len(points))
+        self.report.nodes = len(seen)
+        return live
+
+    def _mark_below(self, live: LiveSet, seen: IdSet, roots: list[NodeId]) -> None:
+        gathered: list[bytes] = []
+        size = 0
+        for node in walk_nodes(self._records, roots, seen):
+            gathered += (node.id, node.ids)
+            size += len(node.ids)
+            if size > 2 * MIB:
+                self._check_time()
+                live.add(b"".join(gathered))
+                gathered, size = [], 0
+        live.add(b"".join(gathered))
+
+    # --- sweep
+
+    def _unmarked(self, live: LiveSet, before: int) -> Iterator[list[RecordId]]:
+        """Pages of ids that nothing needs and that were not touched since the epoch began."""
+        total = self._index.figures().records
+        after: RecordId | None = None
+        done = 0
+        while True:
+            self._check_time()
+            keys, values = self._index.scan_rows(after, _SCAN_ROWS)
+            if not keys:
+                return
+            rows = np.frombuffer(values, np.uint8).reshape(-1, PLACE_BYTES)
+            epochs = rows[:, 16:20].copy().view("<u4").ravel()
+            doomed = live.lacks(keys) & (epochs < before) & (rows[:, 20] != Kind.MARK)
+            yield [
+                RecordId(keys[at * ID_BYTES : (at + 1) * ID_BYTES]) for at in np.flatnonzero(doomed).tolist()
+            ]
+            after = RecordId(keys[-ID_BYTES:])
+            done += len(rows)
+            self._options.on_progress("sweep", done, total)
+
+    # --- reclaim
+
+    def _reclaim(self) -> None:
+        """The order works on a full disk: unlink first, then give back, and copy only what there is room for."""
+        self._remove_dead()
+        rows = [row for row in self._index.packs() if row.records and row.dead_bytes]
+        sparse = sorted(
+            (row for row in rows if self._share(row) < self._options.compact_below), key=self._share
+        )
+        chosen: set[int] = set()
+        if sparse:
+            room = self._packs.free_bytes() - _SPARE_BYTES
+            for row in sparse:
+                if row.state is PackState.OPEN and self._is_whole(row):
+                    continue  # the next backup appends to it
+                if row.live_bytes > room:
+                    continue
+                room -= row.live_bytes
+                chosen.add(row.number)
+        for row in rows:
+            if row.number not in chosen and row.dead_bytes >= _LEAST_DEAD_BYTES:
+                self._check_time()
+                self._give_back(row)
+        try:
+            for done, row in enumerate(row for row in sparse if row.number in chosen):
+                self._check_time()
+                self._options.on_progress("compact", done, len(chosen))
+                self._compact(row)
+            self._session.flush()
+        finally:
+            with contextlib.suppress(StorageError):
+                self._remove_dead()
+
+    @staticmethod
+    def _share(row: PackRow) -> float:
+        return row.live_bytes / max(1, row.live_bytes + row.dead_bytes)
+
+    @staticmethod
+    def _is_whole(row: PackRow) -> bool:
+        return row.committed_bytes == PACK_HEADER_BYTES + row.live_bytes + row.dead_bytes
+
+    def _remove_dead(self) -> None:
+        rows = [row for row in self._index.packs() if not row.records]
+        for done, row in enumerate(rows):
+            self._check_time()
+            self._options.on_progress("remove", done, len(rows))
+            writer = self._packs.adopt(row.id)
+            if writer is None and self._packs.length(row.id) is not None:
+                continue  # somebody appends to it
+            try:
+                # Held meanwhile, so that nobody takes the file for one that the index has yet to learn of.
+                freed = self._packs.allocated_bytes(row.id)
+                if self._index.remove_pack(row.number):
+                    self._packs.delete(row.id)
+                    self.report.packs_removed += 1
+                    self.report.freed_bytes += freed
+            finally:
+                if writer is not None:
+                    writer.close()
+
+    def _entries(self, row: PackRow) -> list[TableEntry] | None:
+        """The records of a pack by offset; None if that is not known for certain."""
+        if row.state is PackState.SEALED:
+            try:
+                sealed = read_table(self._packs, row.id, row.committed_bytes)
+            except HoldfastError:
+                return None
+            return sealed[0] if sealed is not None else None
+        scanner = PackScanner(self._packs, row.id, row.committed_bytes, payloads=False)
+        return [
+            TableEntry(
+                r.header.id,
+                r.offset,
+                r.header.stored_bytes,
+                r.header.plain_bytes,
+                r.header.kind,
+                r.header.codec,
+                r.header.flags,
+            )
+            for r in scanner.records()
+            if r.header.kind is not Kind.TABLE
+        ]
+
+    def _live(self, row: PackRow, entries: list[TableEntry]) -> list[bool]:
+        """For each entry whether the index points to it."""
+        alive: list[bool] = []
+        for first in range(0, len(entries), _SWEEP_IDS):
+            part = entries[first : first + _SWEEP_IDS]
+            alive += [
+                place is not None and (place.pack, place.offset) == (row.number, entry.offset)
+                for entry, place in zip(part, self._index.lookup([e.id for e in part]), strict=True)
+            ]
+        return alive
+
+    def _compact(self, row: PackRow) -> None:
+        """Writes the live records of a pack anew; the old pack has none then."""
+        entries = self._entries(row)
+        if entries is None:
+            return  # damaged: left as it is, for 'check'
+        batch: list[Sealed] = []
+        old: dict[RecordId, tuple[int, int]] = {}
+        size = 0
+        for entry, alive in zip(entries, self._live(row, entries), strict=True):
+            if not alive:
+                continue
+            try:
+                sealed = self._sealed(row.id, entry)
+            except DamagedData as error:
+                self.report.notes.append(f"pack {row.id.hex()} was not compacted: {error.message}")
+                return
+            batch.append(sealed)
+            old[entry.id] = row.number, entry.offset
+            size += entry.stored_bytes
+            if size >= _COPY_BYTES:
+                self._session.rewrite(batch, old)
+                batch, old, size = [], {}, 0
+        if batch:
+            self._session.rewrite(batch, old)
+        self.report.packs_compacted += 1
+
+    def _sealed(self, pack_id: PackId, entry: TableEntry) -> Sealed:
+        data = self._packs.read(pack_id, entry.offset, RECORD_HEADER_BYTES + entry.stored_bytes)
+        header = decode_record_header(data, pack_id)
+        payload = data[RECORD_HEADER_BYTES:]
+        if header.id != entry.id or strong_hash(payload) != header.strong_hash:
+            raise DamagedData(f"record {entry.id.hex()[:16]} is damaged")
+        return Sealed(header, payload)
+
+    def _give_back(self, row: PackRow) -> None:
+        """Punches holes where the dead records of a sealed pack are.
+
+        Its table names records that will not be there any more, so the table goes first: whoever reads the pack
+        without an index then looks at each record. The index knows of it before anything happens.
+        """
+        if row.state is PackState.OPEN or not self._packs.can_punch():
+            return
+        entries = self._entries(row)
+        if entries is None:
+            return
+        runs, gone_records, gone_bytes = _dead_runs(entries, self._live(row, entries))
+        if sum(end - start for start, end in runs) < _LEAST_DEAD_BYTES:
+            return
+        writer = self._packs.adopt(row.id)
+        if writer is None:
+            return
+        try:
+            if row.state is PackState.SEALED:
+                sealed = read_table(self._packs, row.id, row.committed_bytes)
+                if sealed is None:
+                    raise InternalError("a sealed pack has lost its table")
+                end = sealed[1]
+                self._index.update_pack(
+                    row.number, lambda now: replace(now, state=PackState.HOLED, committed_bytes=end)
+                )
+                writer.cut(end)
+                writer.sync()
+            before = self._packs.allocated_bytes(row.id)
+            self._packs.punch(row.id, runs)
+            self._index.update_pack(
+                row.number,
+                lambda now: replace(
+                    now,
+                    dead_records=max(0, now.dead_records - gone_records),
+                    dead_bytes=max(0, now.dead_bytes - gone_bytes),
+                ),
+            )
+            self.report.packs_holed += 1
+            self.report.freed_bytes += max(0, before - self._packs.allocated_bytes(row.id))
+        finally:
+            writer.close()
+
+
+def _dead_runs(
+    entries: Sequence[TableEntry], alive: Sequence[bool]
+) -> tuple[list[tuple[int, int]], int, int]:
+    """The block-aligned ranges (start, end) that hold nothing alive; records in them, and those records' bytes."""
+    runs: list[tuple[int, int]] = []
+    records = size = 0
+    at = 0
+    while at < len(entries):
+        if alive[at]:
+            at += 1
+            continue
+        first = at
+        while at < len(entries) and not alive[at]:
+            at += 1
+        start = entries[first].offset
+        end = entries[at - 1].offset + RECORD_HEADER_BYTES + entries[at - 1].stored_bytes
+        aligned = -(-start // _BLOCK) * _BLOCK, end // _BLOCK * _BLOCK
+        if aligned[1] - aligned[0] >= _LEAST_HOLE_BYTES:
+            runs.append(aligned)
+            records += at - first
+            size += sum(RECORD_HEADER_BYTES + e.stored_bytes for e in entries[first:at])
+    return runs, records, size
