@@ -242,8 +242,26 @@ class TestContract:
         index.set_verified(2, NOW)
         index.set_verified(77, NOW)
         assert [row.verified for row in index.packs()] == [0, NOW]
-        index.commit(Batch(None, NOW, packs=[progress(2, 600)]))
+        index.commit(Batch(None, NOW, packs=[progress(2, 500, PackState.SEALED)]))
         assert [row.verified for row in index.packs()] == [0, NOW]
+        index.commit(Batch(None, NOW, packs=[progress(2, 600)]))
+        assert [row.verified for row in index.packs()] == [0, 0], "nobody has looked at what was appended"
+
+    def test_what_was_dropped_as_damaged_is_lost_until_it_is_stored_again(self, index: Index) -> None:
+        index.commit(
+            Batch(None, NOW, records=[record(1, 1, 64), record(2, 1, 300)], packs=[progress(1, 500)])
+        )
+        assert index.lost() == frozenset()
+        assert index.drop({rid(1): (1, 65), rid(2): (2, 300), rid(3): (1, 64)}).records == 0, (
+            "moved meanwhile"
+        )
+        dropped = index.drop({rid(1): (1, 64), rid(3): (1, 64)})
+        assert (dropped.records, dropped.bytes) == (1, 172)
+        assert index.lost() == {rid(1)}
+        assert index.lookup([rid(1)]) == [None]
+        assert (index.packs()[0].records, index.packs()[0].dead_bytes) == (1, 172)
+        index.commit(Batch(None, NOW, records=[record(1, 2, 64)], packs=[progress(2, 300)]))
+        assert index.lost() == frozenset()
 
     def test_many_threads_commit_side_by_side(self, index: Index) -> None:
         failures: list[BaseException] = []

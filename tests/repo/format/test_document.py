@@ -400,11 +400,11 @@ def test_rows(tables: Tables) -> None:
         "pack": 1, "offset": 2, "stored_bytes": 3, "plain_bytes": 4, "epoch": 5, "kind": 1, "reserved": 0,
         "crc": zlib.crc32(key + data[:-4]),
     }  # fmt: skip
-    row = rows.PackRow(7, PACK, rows.PackState.SEALED, 11, 12, 17, 13, 14, 15, 16)
+    row = rows.PackRow(7, PACK, rows.PackState.SEALED, 11, 12, 17, 13, 14, 15, 16, rows.VerifiedBy.READING)
     data = rows.encode_pack_row(row)
     assert rows.pack_key(7) == struct.pack(">I", 7)
     assert read(tables["row-packs"], data) == {
-        "id": PACK, "state": 2, "reserved": bytes(3), "records": 12, "dead_records": 17, "committed_bytes": 11, "live_bytes": 13,
+        "id": PACK, "state": 2, "verified_by": 3, "reserved": bytes(2), "records": 12, "dead_records": 17, "committed_bytes": 11, "live_bytes": 13,
         "dead_bytes": 14, "created": 15, "verified": 16, "crc": zlib.crc32(rows.pack_key(7) + data[:-4]),
     }  # fmt: skip
     for flags in range(4):

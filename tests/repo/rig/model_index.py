@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from holdfast.errors import PointNotFound, SessionGone
 from holdfast.ids import NodeId, PackId, PointId, RecordId, SessionId
 from holdfast.repo.format.record import RECORD_HEADER_BYTES
-from holdfast.repo.format.rows import PackRow, PackState, Place, PointRow, SessionRow, encode_place
+from holdfast.repo.format.rows import (
+    PackRow,
+    PackState,
+    Place,
+    PointRow,
+    SessionRow,
+    VerifiedBy,
+    encode_place,
+)
 from holdfast.repo.index import Batch, Collection, Committed, IndexFigures, Swept
 
 
@@ -119,6 +127,8 @@ class ModelIndex:
             state.packs[row.number] = row
         for progress in batch.packs:
             row = rows[progress.id]
+            if progress.committed_bytes > row.committed_bytes:
+                row = replace(row, verified=0, verified_by=VerifiedBy.NOTHING)
             state.packs[row.number] = replace(
                 row,
                 state=max(row.state, progress.state),
@@ -225,10 +235,12 @@ class ModelIndex:
                 len(doomed), sum(RECORD_HEADER_BYTES + place.stored_bytes for place in doomed.values())
             )
 
-    def drop(self, ids: Sequence[RecordId]) -> Swept:
+    def drop(self, damaged: Mapping[RecordId, tuple[int, int]]) -> Swept:
         with self._lock:
-            self._state.lost |= set(ids) & self._state.chunks.keys()
-            return self.sweep(ids, 2**32)
+            places = {i: self._state.chunks[i] for i in damaged if i in self._state.chunks}
+            doomed = [i for i, place in places.items() if damaged[i] == (place.pack, place.offset)]
+            self._state.lost |= set(doomed)
+            return self.sweep(doomed, 2**32)
 
     def lost(self) -> frozenset[RecordId]:
         with self._lock:
