@@ -51,6 +51,7 @@ from holdfast.repo.records import PackScanner, ScannedRecord
 __all__ = ["Home", "Rebuilt", "adopt_pack", "adopt_strays", "read_pack_header", "read_table", "rebuild_index"]
 
 _BATCH_RECORDS: Final = 50_000
+_BLOCK: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,6 +409,12 @@ def rebuild_index(
     return Rebuilt(len(ids), records, points, tuple(problems))
 
 
+def _was_given_back(packs: PackStore, pack_id: PackId, offset: int, size: int) -> bool:
+    """Whether dead records were in a range that was given back to the file system: its middle reads as zeros."""
+    middle = (offset + size // 2) // _BLOCK * _BLOCK
+    return size >= 4 * _BLOCK and not any(packs.read(pack_id, middle, _BLOCK))
+
+
 def _rebuild_pack(
     packs: PackStore,
     index: Index,
@@ -461,7 +468,7 @@ def _rebuild_pack(
         problems.extend(
             f"pack {pack_id.hex()}: {size} bytes from byte {at} on hold no intact record"
             for at, size in scanner.damaged
-            if at + size != length
+            if at + size != length and not _was_given_back(packs, pack_id, at, size)
         )
     batch.packs.append(PackProgress(pack_id, end, state, created))
     index.commit(batch)

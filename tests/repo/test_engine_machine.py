@@ -1,8 +1,8 @@
 """The engine against a dictionary: everything that happens to a repository, in any order.
 
 Backups of machines that change, several at a time and interleaved; processes that are killed anywhere, the
-power that goes out, storage that fails; garbage that is collected behind a session's back; the index that is
-deleted and made anew. After each step every restore point that was reported restores bit for bit, nothing
+power that goes out, storage that fails; points that are forgotten, brought back and collected, also behind a running
+backup's back; the index that is deleted and made anew. After each step every restore point that was reported restores bit for bit, nothing
 else is listed that is not complete, and `check --read-data` finds nothing.
 """
 
@@ -31,14 +31,13 @@ from rig.engine import (
 )
 from rig.faults import Crash, CrashAt, Faults, When, disk_error, disk_full
 from rig.stepped import SteppedBackup
+from rig.usage import live_bytes, reachable_bytes
 
 from holdfast.errors import StorageError
 from holdfast.ids import RecordId
 from holdfast.repo import session
-from holdfast.repo.check import contents_of
-from holdfast.repo.recover import adopt_strays
+from holdfast.repo.gc import CollectOptions
 from holdfast.repo.repository import Repository
-from holdfast.repo.tree import segment_count, segment_length
 
 FACTOR = 20 if os.environ.get("HOLDFAST_SOAK") else 1
 VMS = st.sampled_from(["web1", "db1", "mail"])
@@ -72,6 +71,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.units: dict[str, list[int]] = {}
         self.running: list[SteppedBackup] = []
         self.unreported: list[bytes] = []
+        self.forgotten: dict[str, dict[str, bytes]] = {}
 
     def teardown(self) -> None:
         if hasattr(self, "folder"):
@@ -178,50 +178,61 @@ class EngineMachine(RuleBasedStateMachine):
     def drop_index(self) -> None:
         self.world.drop_index()
 
-    @rule()
-    def collect(self) -> None:
-        """What garbage collection will do: adopt what dead writers left, then drop what nothing needs."""
+    @rule(which=st.integers(0, 50))
+    @precondition(lambda self: self.truth.points)
+    def forget(self, which) -> None:
         with self.world.open() as repository:
-            adopt_strays(repository._store, repository._index(), repository._home(), 1, grown=True)
-            live = self.live(repository)
-            index = repository._index()
-            every = {record_id for record_id, _ in index.scan(None, 10**6)}
-            dead = every - live
-            self.world.remove_records(repository, dead)
-            note(f"collected {len(dead)} of {len(every)}")
+            listed = sorted(self.truth.points)
+            chosen = listed[which % len(listed)]
+            repository.forget([repository.resolve(chosen)])
+            self.forgotten[chosen] = self.truth.points.pop(chosen)
 
-    def live(self, repository: Repository) -> set[RecordId]:
-        """All that points and sessions need."""
-        _, trees = repository._reading()
-        found: set[RecordId] = set()
-        leaves: set[tuple[RecordId, int]] = set()
-        for point in repository.points():
-            found.add(RecordId(point.id))
-            for _, tree in contents_of(point.manifest):
-                total = segment_count(tree.size_bytes, tree.segment_bytes)
-                if total:
-                    found |= self.inner(trees, tree, total)
-                leaves |= {
-                    (leaf, segment_length(tree.size_bytes, tree.segment_bytes, at))
-                    for at, leaf in trees.data_leaves(tree)
-                }
-        for owner in repository._index().sessions():
-            for root in repository._index().roots(owner.id):
-                found.add(root)
-                for length in {len(backup.data) % self.options.segment_bytes for backup in self.running} | {
-                    self.options.segment_bytes
-                }:
-                    try:
-                        found |= set(trees.leaf(root, length).ids)
-                    except Exception:
-                        continue
-        for leaf, length in leaves:
-            found.add(leaf)
-            found |= set(trees.leaf(leaf, length).ids)
-        return found
+    @rule(which=st.integers(0, 50))
+    @precondition(lambda self: self.forgotten)
+    def recall(self, which) -> None:
+        with self.world.open() as repository:
+            hidden = repository.hidden_points()
+            assert {point.id.hex() for point in hidden} == self.forgotten.keys()
+            point = hidden[which % len(hidden)]
+            repository.recall([point])
+            self.truth.points[point.id.hex()] = self.forgotten.pop(point.id.hex())
 
-    def inner(self, trees, tree, total: int) -> set[RecordId]:
-        return {tree.root} if total > 1 else set()
+    @rule(below=st.sampled_from([0.0, 0.5, 1.0]))
+    def collect(self, below) -> None:
+        with self.world.open() as repository:
+            report = repository.collect(CollectOptions(compact_below=below))
+            note(f"collected {report}")
+            held = {point.hex() for owner in repository._index().sessions() for point in owner.holds}
+            self.forgotten = {i: data for i, data in self.forgotten.items() if i in held}
+            assert live_bytes(repository) == reachable_bytes(repository)
+
+    @rule(at=st.integers(1, 30), when=WHEN, power=st.booleans(), below=st.sampled_from([0.0, 0.9]))
+    def crash_in_collection(self, at, when, power, below) -> None:
+        faults = Faults(lambda number, _name: CrashAt(when) if number == at else None)
+        repository = self.world.open(faults)
+        try:
+            repository.collect(CollectOptions(compact_below=below))
+        except Crash:
+            note(f"crashed {when.value} {faults.log[-1]}")
+        self.world.kill(repository, faults)
+        if power:
+            self.lose_power()
+        with self.world.open() as repository:  # what it took can not be told from outside
+            hidden = {point.id.hex() for point in repository.hidden_points()}
+            self.forgotten = {i: data for i, data in self.forgotten.items() if i in hidden}
+
+    @rule(at=st.integers(1, 30), full=st.booleans())
+    def fail_in_collection(self, at, full) -> None:
+        error = disk_full() if full else disk_error()
+        faults = Faults(lambda number, _name: error if number == at else None)
+        with self.world.open(faults) as repository:
+            try:
+                repository.collect()
+            except StorageError:
+                note(f"failed at {faults.log[-1]}")
+        with self.world.open() as repository:
+            hidden = {point.id.hex() for point in repository.hidden_points()}
+            self.forgotten = {i: data for i, data in self.forgotten.items() if i in hidden}
 
     def known(self, repository: Repository, ids) -> set[RecordId]:
         asked = list(ids)

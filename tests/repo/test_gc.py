@@ -13,15 +13,14 @@ from rig.disks import KIB, MIB, machine_of
 from rig.engine import SMALL, FolderWorld, MemoryWorld, Truth, World, assert_clean, restored
 from rig.faults import Crash, CrashAt, Faults, When, disk_error, disk_full
 from rig.stepped import SteppedBackup
+from rig.usage import live_bytes, reachable_bytes
 
 from holdfast.errors import DamagedPoint, HoldfastError, PointNotFound, RepositoryBusy
 from holdfast.ids import PointId, RecordId
 from holdfast.repo.check import contents_of
-from holdfast.repo.format.record import RECORD_HEADER_BYTES, Kind
 from holdfast.repo.gc import CollectOptions
 from holdfast.repo.liveset import LiveSet
 from holdfast.repo.repository import Repository
-from holdfast.repo.walk import walk_nodes
 
 
 @pytest.fixture(params=["memory", "folder"])
@@ -38,30 +37,6 @@ def forget(repository: Repository, truth: Truth, *ids: str) -> None:
     repository.forget([repository.resolve(i) for i in ids])
     for i in ids:
         del truth.points[i]
-
-
-def reachable_bytes(repository: Repository) -> int:
-    """Stored bytes of all that the points and sessions need, counted from the trees."""
-    records, _ = repository._reading()
-    index = repository._index()
-    roots = [
-        c.root
-        for p in [*repository.points(), *repository.hidden_points()]
-        for _, c in contents_of(p.manifest)
-    ]
-    roots += [root for s in index.sessions() for root in index.roots(s.id)]
-    needed: set[RecordId] = {RecordId(row.id) for row in index.points()}
-    for node in walk_nodes(records, roots):
-        needed.add(RecordId(node.id))
-        needed.update(RecordId(i) for i in node.children())
-    needed |= {i for i, place in index.scan(None, 10**6) if place.kind == Kind.MARK}
-    return sum(
-        RECORD_HEADER_BYTES + place.stored_bytes for place in index.lookup(list(needed)) if place is not None
-    )
-
-
-def live_bytes(repository: Repository) -> int:
-    return sum(row.live_bytes for row in repository._index().packs())
 
 
 def history(world: World, rng: random.Random, length: int = 6) -> tuple[Truth, list[str]]:
