@@ -688,7 +688,8 @@ class LmdbIndex:
             with contextlib.suppress(lmdb.NotFoundError):  # somebody else may have made it meanwhile
                 self._lost = self._env.open_db(_LOST, create=False)
         with _translated("listing lost records"), self._begin() as txn:
-            return self._lost_ids(txn)
+            # A writer that began before the table was made does not know of it, and stores without striking off.
+            return frozenset(i for i in self._lost_ids(txn) if txn.get(i, db=self._chunks) is None)
 
     def _lost_ids(self, txn: lmdb.Transaction[bytes]) -> frozenset[RecordId]:
         if self._lost is None:

@@ -2,13 +2,16 @@
 
 Every plaintext that leaves this module has been proven against its id. Reads are sorted by place and
 neighbouring records are read in one piece.
+
+Garbage collection and repair move records while others read: a record that is not where the index said a moment
+ago, or is damaged there, is looked up once more, and damaged only if it is still said to be there.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from holdfast.errors import DamagedData, InternalError, UnsupportedFormat
 from holdfast.ids import PackId, RecordId
@@ -21,11 +24,14 @@ from holdfast.repo.format.record import (
     RecordHeader,
     decode_record_header,
 )
+from holdfast.repo.format.rows import Place
 from holdfast.repo.index import Index
 from holdfast.repo.packs import PackStore
 from holdfast.units import KIB, MIB
 
-__all__ = ["PackScanner", "RecordReader", "ScannedRecord"]
+__all__ = ["PackScanner", "ReadNotes", "RecordReader", "ScannedRecord"]
+
+T = TypeVar("T")
 
 _MOST_GAP_BYTES: Final = 64 * KIB
 _MOST_READ_BYTES: Final = 2 * MIB
@@ -45,13 +51,28 @@ class _Run(NamedTuple):
     end: int
 
 
-class RecordReader:
-    """Loads records by id. Thread-safe."""
+class ReadNotes(Protocol):
+    """Hears of everything that was read and proven against its id."""
 
-    def __init__(self, packs: PackStore, index: Index, opener: Opener) -> None:
+    def read(self, pack: int, records: Sequence[tuple[int, int]]) -> None:
+        """Some records of a pack, by offset: (offset, bytes with header) of each. Called from several threads."""
+        ...
+
+
+class RecordReader:
+    """Loads records by id. Thread-safe.
+
+    Args:
+        notes: is told of all that is read.
+    """
+
+    def __init__(
+        self, packs: PackStore, index: Index, opener: Opener, notes: ReadNotes | None = None
+    ) -> None:
         self._packs = packs
         self._index = index
         self._opener = opener
+        self._notes = notes
         self._pack_ids: dict[int, PackId] = {}
         self._lock = threading.Lock()
 
@@ -97,8 +118,7 @@ class RecordReader:
             DamagedData: one of them is missing or damaged.
         """
         for run in self._runs(list(dict.fromkeys(ids)), kind):
-            for header, payload in self._read(run, kind):
-                yield header.id, self._opener.open(header, payload)
+            yield from self._read(run, kind, self._opener.open)
 
     def load_into(self, targets: Mapping[RecordId, memoryview], kind: Kind) -> None:
         """Writes the plaintext of each record into its place in memory; each must have just its length.
@@ -108,18 +128,20 @@ class RecordReader:
         Raises:
             DamagedData: one of them is missing, damaged, or of another length.
         """
+
+        def use(header: RecordHeader, payload: memoryview) -> None:
+            self._opener.open_into(header, payload, targets[header.id])
+
         for run in self._runs(list(targets), kind):
-            for header, payload in self._read(run, kind):
-                self._opener.open_into(header, payload, targets[header.id])
+            for _ in self._read(run, kind, use):
+                pass
 
     def _runs(self, unique: Sequence[RecordId], kind: Kind) -> Iterator[_Run]:
         """The places of records, by runs that are best read in one piece."""
         wanted: list[tuple[int, int, int, RecordId]] = []
         for record_id, place in zip(unique, self._index.lookup(unique), strict=True):
             if place is None:
-                raise DamagedData(
-                    f"{kind.name.lower()} {record_id.hex()[:16]} is in no pack that the index knows"
-                )
+                raise _absent(kind, record_id)
             wanted.append((place.pack, place.offset, place.stored_bytes, record_id))
         wanted.sort()
         first = 0
@@ -138,19 +160,85 @@ class RecordReader:
             yield _Run(wanted[first:last], start, end)
             first = last
 
-    def _read(self, run: _Run, kind: Kind) -> Iterator[tuple[RecordHeader, memoryview]]:
-        pack_id = self.pack_id(run.records[0][0])
-        data = memoryview(self._packs.read(pack_id, run.start, run.end - run.start))
+    def _read(
+        self, run: _Run, kind: Kind, use: Callable[[RecordHeader, memoryview], T]
+    ) -> Iterator[tuple[RecordId, T]]:
+        """What `use` makes of each record of a run; it raises DamagedData if the payload is damaged."""
+        number = run.records[0][0]
+        try:
+            pack_id = self.pack_id(number)
+            data = memoryview(self._packs.read(pack_id, run.start, run.end - run.start))
+        except DamagedData as error:  # the pack is missing, or too short: that is no matter of all of them
+            for _, offset, stored, record_id in run.records:
+                try:
+                    yield record_id, self._read_alone(number, offset, stored, record_id, kind, use)
+                except DamagedData:
+                    yield record_id, self._read_again(number, offset, record_id, kind, use, error)
+            return
+        sound = True
         for _, offset, stored, record_id in run.records:
             at = offset - run.start
-            header = decode_record_header(data[at : at + RECORD_HEADER_BYTES], pack_id)
-            if header.id != record_id or header.stored_bytes != stored or header.kind is not kind:
-                raise DamagedData(
-                    f"pack {pack_id.hex()} holds another record at byte {offset} than the index says",
-                    hint="run 'holdfast check --rebuild-index'",
-                )
-            at += RECORD_HEADER_BYTES
-            yield header, data[at : at + stored]
+            try:
+                used = use(*_record_at(data[at:], pack_id, offset, stored, record_id, kind))
+            except DamagedData as error:
+                used = self._read_again(number, offset, record_id, kind, use, error)
+                sound = False
+            yield record_id, used
+        if self._notes is not None and sound:
+            self._notes.read(
+                number, [(offset, stored + RECORD_HEADER_BYTES) for _, offset, stored, _ in run.records]
+            )
+
+    def _read_alone(
+        self,
+        number: int,
+        offset: int,
+        stored: int,
+        record_id: RecordId,
+        kind: Kind,
+        use: Callable[[RecordHeader, memoryview], T],
+    ) -> T:
+        pack_id = self.pack_id(number)
+        data = memoryview(self._packs.read(pack_id, offset, RECORD_HEADER_BYTES + stored))
+        return use(*_record_at(data, pack_id, offset, stored, record_id, kind))
+
+    def _read_again(
+        self,
+        number: int,
+        offset: int,
+        record_id: RecordId,
+        kind: Kind,
+        use: Callable[[RecordHeader, memoryview], T],
+        error: DamagedData,
+    ) -> T:
+        """The same, of a record that could not be had from a place, if the index names another one by now."""
+        place: Place | None = self._index.lookup([record_id])[0]
+        if place is None:
+            raise _absent(kind, record_id) from error
+        if (place.pack, place.offset) == (number, offset):
+            raise error
+        return self._read_alone(place.pack, place.offset, place.stored_bytes, record_id, kind, use)
+
+
+def _absent(kind: Kind, record_id: RecordId) -> DamagedData:
+    return DamagedData(f"{kind.name.lower()} {record_id.hex()[:16]} is in no pack that the index knows")
+
+
+def _record_at(
+    data: memoryview, pack_id: PackId, offset: int, stored: int, record_id: RecordId, kind: Kind
+) -> tuple[RecordHeader, memoryview]:
+    """Header and payload of the record that must be at the front of `data`.
+
+    Raises:
+        DamagedData: there is another one, or none.
+    """
+    header = decode_record_header(data[:RECORD_HEADER_BYTES], pack_id)
+    if header.id != record_id or header.stored_bytes != stored or header.kind is not kind:
+        raise DamagedData(
+            f"pack {pack_id.hex()} holds another record at byte {offset} than the index says",
+            hint="run 'holdfast check --rebuild-index'",
+        )
+    return header, data[RECORD_HEADER_BYTES : RECORD_HEADER_BYTES + stored]
 
 
 class ScannedRecord(NamedTuple):
