@@ -38,7 +38,6 @@ from holdfast.ids import ID_BYTES, NodeId, PackId, PointId, RecordId
 from holdfast.repo.check import contents_of
 from holdfast.repo.codec import Opener, Sealed, strong_hash
 from holdfast.repo.format.record import (
-    PACK_HEADER_BYTES,
     RECORD_HEADER_BYTES,
     Kind,
     TableEntry,
@@ -48,7 +47,7 @@ from holdfast.repo.format.rows import PLACE_BYTES, PackRow, PackState, PointRow
 from holdfast.repo.idset import IdSet
 from holdfast.repo.index import Index
 from holdfast.repo.liveset import LiveSet
-from holdfast.repo.packs import PackStore
+from holdfast.repo.packs import PackStore, PackWriter
 from holdfast.repo.points import open_point
 from holdfast.repo.records import PackScanner, RecordReader
 from holdfast.repo.recover import read_table
@@ -279,8 +278,6 @@ class Collector:
         if sparse:
             room = self._packs.free_bytes() - _SPARE_BYTES
             for row in sparse:
-                if row.state is PackState.OPEN and self._is_whole(row):
-                    continue  # the next backup appends to it
                 if row.live_bytes > room:
                     continue
                 room -= row.live_bytes
@@ -302,10 +299,6 @@ class Collector:
     @staticmethod
     def _share(row: PackRow) -> float:
         return row.live_bytes / max(1, row.live_bytes + row.dead_bytes)
-
-    @staticmethod
-    def _is_whole(row: PackRow) -> bool:
-        return row.committed_bytes == PACK_HEADER_BYTES + row.live_bytes + row.dead_bytes
 
     def _remove_dead(self) -> None:
         rows = [row for row in self._index.packs() if not row.records]
@@ -360,8 +353,29 @@ class Collector:
             ]
         return alive
 
+    @contextlib.contextmanager
+    def _held(self, row: PackRow) -> Iterator[tuple[PackWriter, PackRow] | None]:
+        """Holds a pack, so that nobody appends to it meanwhile; with it goes its row as it is then.
+
+        None if somebody else holds it, or it is gone.
+        """
+        writer = self._packs.adopt(row.id)
+        if writer is None:
+            yield None
+            return
+        try:
+            now = next((now for now in self._index.packs() if now.number == row.number), None)
+            yield None if now is None else (writer, now)
+        finally:
+            writer.close()
+
     def _compact(self, row: PackRow) -> None:
-        """Writes the live records of a pack anew; the old pack has none then."""
+        """Writes the live records of a pack anew; the old pack has none when that has been committed."""
+        with self._held(row) as held:
+            if held is not None:
+                self._copy_live(held[1])
+
+    def _copy_live(self, row: PackRow) -> None:
         entries = self._entries(row)
         if entries is None:
             return  # damaged: left as it is, for 'check'
@@ -395,47 +409,49 @@ class Collector:
         return Sealed(header, payload)
 
     def _give_back(self, row: PackRow) -> None:
-        """Punches holes where the dead records of a sealed pack are.
+        """Punches holes where the dead records of a pack are. Nobody appends to it any more.
 
-        Its table names records that will not be there any more, so the table goes first: whoever reads the pack
+        A table would name records that are not there any more, so the table goes first: whoever reads the pack
         without an index then looks at each record. The index knows of it before anything happens.
         """
-        if row.state is PackState.OPEN or not self._packs.can_punch():
+        if not self._packs.can_punch():
             return
+        with self._held(row) as held:
+            if held is not None:
+                self._punch(*held)
+
+    def _punch(self, writer: PackWriter, row: PackRow) -> None:
         entries = self._entries(row)
         if entries is None:
             return
         runs, gone_records, gone_bytes = _dead_runs(entries, self._live(row, entries))
         if sum(end - start for start, end in runs) < _LEAST_DEAD_BYTES:
             return
-        writer = self._packs.adopt(row.id)
-        if writer is None:
-            return
-        try:
-            if row.state is PackState.SEALED:
-                sealed = read_table(self._packs, row.id, row.committed_bytes)
-                if sealed is None:
-                    raise InternalError("a sealed pack has lost its table")
-                end = sealed[1]
-                self._index.update_pack(
-                    row.number, lambda now: replace(now, state=PackState.HOLED, committed_bytes=end)
-                )
-                writer.cut(end)
-                writer.sync()
-            before = self._packs.allocated_bytes(row.id)
-            self._packs.punch(row.id, runs)
+        end = row.committed_bytes
+        if row.state is PackState.SEALED:
+            sealed = read_table(self._packs, row.id, row.committed_bytes)
+            if sealed is None:
+                raise InternalError("a sealed pack has lost its table")
+            end = sealed[1]
+        if row.state is not PackState.HOLED:
             self._index.update_pack(
-                row.number,
-                lambda now: replace(
-                    now,
-                    dead_records=max(0, now.dead_records - gone_records),
-                    dead_bytes=max(0, now.dead_bytes - gone_bytes),
-                ),
+                row.number, lambda now: replace(now, state=PackState.HOLED, committed_bytes=end)
             )
-            self.report.packs_holed += 1
-            self.report.freed_bytes += max(0, before - self._packs.allocated_bytes(row.id))
-        finally:
-            writer.close()
+        if writer.length > end:  # also if a collection was interrupted here
+            writer.cut(end)
+            writer.sync()
+        before = self._packs.allocated_bytes(row.id)
+        self._packs.punch(row.id, runs)
+        self._index.update_pack(
+            row.number,
+            lambda now: replace(
+                now,
+                dead_records=max(0, now.dead_records - gone_records),
+                dead_bytes=max(0, now.dead_bytes - gone_bytes),
+            ),
+        )
+        self.report.packs_holed += 1
+        self.report.freed_bytes += max(0, before - self._packs.allocated_bytes(row.id))
 
 
 def _dead_runs(
@@ -454,9 +470,12 @@ def _dead_runs(
             at += 1
         start = entries[first].offset
         end = entries[at - 1].offset + RECORD_HEADER_BYTES + entries[at - 1].stored_bytes
-        aligned = -(-start // _BLOCK) * _BLOCK, end // _BLOCK * _BLOCK
-        if aligned[1] - aligned[0] >= _LEAST_HOLE_BYTES:
-            runs.append(aligned)
-            records += at - first
-            size += sum(RECORD_HEADER_BYTES + e.stored_bytes for e in entries[first:at])
+        start, end = -(-start // _BLOCK) * _BLOCK, end // _BLOCK * _BLOCK
+        if end - start >= _LEAST_HOLE_BYTES:
+            runs.append((start, end))
+            for entry in entries[first:at]:  # one at the edge may stay whole
+                length = RECORD_HEADER_BYTES + entry.stored_bytes
+                if entry.offset < end and entry.offset + length > start:
+                    records += 1
+                    size += length
     return runs, records, size
