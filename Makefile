@@ -29,7 +29,7 @@ check: setup ## lint, format, types, import contracts and the project's own rule
 	ruff check
 	ruff format --check
 	mypy
-	mypy --strict tools/*.py
+	mypy --strict tools/*.py rescue.py
 	lint-imports
 	pytest -q -p no:xdist tests/project/test_tidy.py
 

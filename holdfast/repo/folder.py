@@ -62,6 +62,11 @@ packs/             all stored data, in files that are only ever appended to
 index/             where each piece is; derived from packs/, rebuilt by: holdfast check --rebuild-index
 
 To list and restore:  holdfast -r THIS_FOLDER list;  holdfast -r THIS_FOLDER restore POINT DESTINATION
+Without Holdfast:     python rescue.py THIS_FOLDER --list;  python rescue.py THIS_FOLDER --restore POINT DESTINATION
+                      rescue.py is one file of Holdfast's sources; it needs Python 3.8 or later, and of its packages
+                      blake3 and zstandard (cryptography too, if "encryption" in config.json is not null). It reads
+                      packs/ alone, and of an encrypted repository config.json. Keep a copy of it elsewhere.
+
 Do not change, add or remove files here by hand. A copy of config.json and packs/ is a complete backup of the
 repository (of an encrypted one only together with a password). The format is described in docs/FORMAT.md of
 Holdfast.
