@@ -360,6 +360,7 @@ def _ingest(
         options.workers or None,
         others,
         LevelGovernor(config.compression.level) if config.compression.auto else None,
+        engine.index.lost(),
         options.on_progress,
     )
 

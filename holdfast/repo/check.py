@@ -3,7 +3,8 @@
 Three questions, in this order, none of which needs exclusive access:
 1. packs against index, both ways: every record of a pack's table is found in the index at its place, and
    the index has no row that points anywhere else;
-2. with `read_data`, every stored byte against its strong hash, and with the key every record against its id;
+2. for the packs that are to be read, every stored byte against its strong hash, and with the key every record
+   against its id; both of these are `repo.scrub`;
 3. every restore point's trees: all nodes and chunks present, and none of them among the damaged ones.
 
 What a check sees is the state at its beginning; backups may go on beside it.
@@ -12,57 +13,34 @@ Memory: 16 bytes per tree node, and one object per damaged record.
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from holdfast.errors import (
     DamagedData,
     DamagedIndex,
     DamagedPoint,
-    HoldfastError,
     IntegrityError,
-    StorageError,
-    UnsupportedFormat,
 )
 from holdfast.ids import HOLE_ID, NodeId, RecordId, RepositoryId
 from holdfast.repo.codec import Opener
 from holdfast.repo.format.manifest import ContentTree, Manifest
 from holdfast.repo.format.node import FANOUT
-from holdfast.repo.format.record import (
-    FOOTER_BYTES,
-    PACK_HEADER_BYTES,
-    RECORD_HEADER_BYTES,
-    Kind,
-    TableEntry,
-)
-from holdfast.repo.format.rows import PackRow, PackState, Place
+from holdfast.repo.format.record import Kind
 from holdfast.repo.idset import IdSet
 from holdfast.repo.index import Index
+from holdfast.repo.ledger import Budget, Reading
 from holdfast.repo.packs import PackStore
-from holdfast.repo.parallel import run_parallel
 from holdfast.repo.points import Point
-from holdfast.repo.records import PackScanner, RecordReader, ScannedRecord
-from holdfast.repo.recover import read_pack_header, read_table
+from holdfast.repo.records import RecordReader
+from holdfast.repo.scrub import Finding, PackChecker
 from holdfast.repo.tree import TreeReader, segment_length, segments_of
 
-__all__ = ["CheckReport", "Checker", "DamagedRange", "Finding", "missing_from"]
+__all__ = ["CheckReport", "Checker", "DamagedRange", "Finding", "Need", "ReadSoFar", "missing_from"]
 
-_LOOKUP_AT_ONCE: Final = 4096
 _MOST_RANGES: Final = 10_000
-
-FindingKind = Literal["pack", "index", "config", "point"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong."""
-
-    kind: FindingKind
-    message: str
+_MOST_NEEDS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +59,34 @@ class DamagedRange:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class ReadSoFar:
+    """How far the reading of packs has come, over this check and the ones before.
+
+    Args:
+        packs: that this check has read.
+        left_packs, left_bytes: that were due, and are left for the next check.
+        ended_by: `time` or `bytes` if a budget ended the reading; else empty.
+        verified_bytes: of all packs that have been verified at least once.
+        oldest: Unix seconds of the oldest verification of a pack; 0 if one never was.
+    """
+
+    packs: int
+    left_packs: int
+    left_bytes: int
+    ended_by: str
+    verified_bytes: int
+    total_bytes: int
+    oldest: int
+
+
 @dataclass(slots=True)
 class CheckReport:
-    """What a check has looked at and found."""
+    """What a check has looked at and found.
+
+    Args:
+        reading: None if no packs were read.
+    """
 
     packs: int = 0
     records: int = 0
@@ -92,6 +95,7 @@ class CheckReport:
     findings: list[Finding] = field(default_factory=list)
     damaged: list[DamagedRange] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    reading: ReadSoFar | None = None
 
     @property
     def clean(self) -> bool:
@@ -120,11 +124,30 @@ class CheckReport:
         return None
 
 
-class _Broken(NamedTuple):
-    """A pack in which records are missing: which of them, is told by the index alone."""
+class _Damaged(Protocol):
+    """Takes note of a damaged range, and of the record that is to blame: a node of some level, or a chunk (-1)."""
 
-    found: AbstractSet[int]
-    reason: str
+    def __call__(
+        self, offset: int, length: int, reason: str, record_id: RecordId | None = None, level: int = -1
+    ) -> None: ...
+
+
+class Need(NamedTuple):
+    """A place of a restore point that can not be restored for lack of a record.
+
+    Args:
+        content: name of the disk or file; empty for the manifest.
+        level: of a node; 0 for a leaf.
+        offset, length: in the content, in bytes.
+    """
+
+    point: Point
+    content: str
+    tree: ContentTree | None
+    kind: Kind
+    level: int
+    offset: int
+    length: int
 
 
 class Checker:
@@ -133,6 +156,9 @@ class Checker:
     Args:
         opener: None if there is no key: then only stored bytes are verified, and no trees.
         on_progress: called with bytes verified so far and bytes to verify.
+
+    After it: `bad`, the records that the index points to in vain, with the reason; `unsound`, the packs whose own
+    structure is damaged; `needs`, what restore points lack.
     """
 
     def __init__(
@@ -147,239 +173,105 @@ class Checker:
         now: Callable[[], float],
         on_progress: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> None:
-        self._repository = repository
-        self._packs = packs
         self._index = index
         self._records = records
         self._trees = trees
-        self._opener = opener
-        self._workers = workers
         self._now = now
-        self._on_progress = on_progress
-        self._lock = threading.Lock()
-        self._bad: dict[RecordId, str] = {}
-        self._broken: dict[int, _Broken] = {}
+        self._scrub = PackChecker(repository, packs, index, opener, workers, now, on_progress)
+        self._reading: Reading | None = None
         self._sound = IdSet()
+        self.bad: dict[RecordId, str] = {}
+        self.unsound: dict[int, str] = {}
+        self.needs: dict[RecordId, list[Need]] = {}
         self.report = CheckReport()
 
-    def _find(self, kind: FindingKind, message: str) -> None:
-        with self._lock:
-            self.report.findings.append(Finding(kind, message))
+    def _find(self, message: str) -> None:
+        self.report.findings.append(Finding("point", message))
 
     # --- packs
 
-    def check_packs(self, *, read_data: bool) -> None:
-        """Questions 1 and 2."""
-        before = self._index.figures()
+    def check_packs(self, *, read_data: bool, budget: Budget | None = None) -> None:
+        """Questions 1 and 2.
+
+        Args:
+            budget: of the reading; None for all packs.
+        """
         rows = self._index.packs()
-        after = self._index.figures()
-        total = sum(row.committed_bytes for row in rows)
-
-        def work(row: PackRow) -> None:
-            self._check_pack(row, read_data=read_data)
-            with self._lock:
-                self.report.packs += 1
-
-        run_parallel(
-            iter(rows), work, self._workers, lambda: self._on_progress(self.report.bytes_verified, total)
-        )
-        self._on_progress(self.report.bytes_verified, total)
-        self._mark_missing()
-        expected = sum(row.records for row in rows)
-        if before.records == after.records and expected != before.records:
-            self._find("index", f"the index holds {before.records} records, its packs count {expected}")
-        self._strays({row.id for row in rows})
-
-    def _strays(self, known: set[bytes]) -> None:
-        for pack_id in self._packs.ids():
-            if pack_id in known or pack_id in {row.id for row in self._index.packs()}:
-                continue
-            self.report.notes.append(
-                f"pack {pack_id.hex()} is not in the index yet: a backup is writing it, or one was "
-                "interrupted; the next backup takes over what it holds"
+        reading = Reading(rows, budget or Budget(), self._now()) if read_data else None
+        scrub, report = self._scrub, self.report
+        scrub.run(rows, reading)
+        report.packs, report.records = scrub.packs, scrub.records
+        report.bytes_verified = scrub.bytes_verified
+        report.findings += scrub.findings
+        report.notes += scrub.notes
+        self.bad.update(scrub.bad)
+        self.unsound.update(scrub.unsound)
+        if reading is not None:
+            self._reading = reading
+            now = self._index.packs()
+            report.reading = ReadSoFar(
+                packs=scrub.packs_read,
+                left_packs=len(reading.left),
+                left_bytes=sum(row.committed_bytes for row in reading.left),
+                ended_by=reading.ended_by,
+                verified_bytes=sum(row.committed_bytes for row in now if row.verified),
+                total_bytes=sum(row.committed_bytes for row in now),
+                oldest=min((row.verified for row in now), default=0),
             )
-
-    def _check_pack(self, row: PackRow, *, read_data: bool) -> None:
-        """Checks one pack against the index; what the index has in it that is not there is left to `_mark_missing`."""
-        name = row.id.hex()
-        length = self._packs.length(row.id)
-        if length is None:
-            self._find("pack", f"pack {name} is missing")
-            self._broken[row.number] = _Broken(frozenset(), f"pack {name} is missing")
-            return
-        # An interrupted adoption leaves rows behind the committed length.
-        end = max(row.committed_bytes, PACK_HEADER_BYTES + row.live_bytes + row.dead_bytes)
-        sound = length >= end
-        if not sound:
-            self._find(
-                "pack", f"pack {name} is {length} bytes long, but {row.committed_bytes} were committed"
-            )
-            end = length
-        try:
-            read_pack_header(self._packs, row.id, self._repository)
-        except (DamagedData, UnsupportedFormat) as error:
-            sound = False
-            self._find("pack", f"pack {name}: {error.message}")
-        table = self._table(row) if sound and row.state is PackState.SEALED else None
-        sound &= row.state is PackState.OPEN or table is not None
-        scanned = PackScanner(self._packs, row.id, max(end, PACK_HEADER_BYTES), payloads=False)
-        entries = table if table is not None else [_entry(r) for r in scanned.records()]
-        here = self._in_index(
-            row, [e for e in entries if e.kind is not Kind.TABLE], trusted=table is not None
-        )
-        missing = row.records - len(here)
-        if scanned.damaged and not self._is_old_gap(row, missing, scanned.damaged):
-            sound = False
-            if not read_data:
-                self._find_damaged(row, scanned.damaged)
-        if missing:
-            self._broken[row.number] = _Broken(here.keys(), f"pack {name} has no intact record there")
-            if sound:
-                sound = False
-                self._find(
-                    "index", f"the index counts {row.records} records in pack {name}, {len(here)} are there"
-                )
-        if read_data and length:
-            sound &= self._read(row, end, here, missing)
-            if sound:
-                with contextlib.suppress(StorageError):  # read-only, or full: it is only a note
-                    self._index.set_verified(row.number, int(self._now()))
-
-    def _table(self, row: PackRow) -> list[TableEntry] | None:
-        try:
-            sealed = read_table(self._packs, row.id, row.committed_bytes)
-            if sealed is None:
-                raise DamagedData(f"the footer of pack {row.id.hex()} is damaged")
-        except (DamagedData, UnsupportedFormat) as error:
-            self._find("pack", f"{error.message} (the records before it may be intact)")
-            return None
-        return sealed[0]
-
-    def _in_index(self, row: PackRow, entries: list[TableEntry], *, trusted: bool) -> dict[int, RecordId]:
-        """Offset -> id of the records that the index has at that place.
-
-        Args:
-            trusted: the entries are from a table; otherwise from headers, behind which anything may be.
-        """
-        here: dict[int, RecordId] = {}
-        lost = elsewhere = 0
-        for entry, place in zip(entries, self._lookup([e.id for e in entries]), strict=True):
-            if place is None:
-                lost += trusted or self._is_intact(row, entry)
-            elif place.pack == row.number and place.offset == entry.offset:
-                here[entry.offset] = entry.id
-                if (place.stored_bytes, place.plain_bytes, place.kind) != (
-                    entry.stored_bytes,
-                    entry.plain_bytes,
-                    entry.kind,
-                ):
-                    self._find("index", f"the index gives record {entry.id.hex()[:16]} wrong lengths")
-            else:
-                elsewhere += 1
-        with self._lock:
-            self.report.records += len(here)
-        if lost and lost + elsewhere > row.dead_records:
-            self._find("index", f"the index does not find {lost} records of pack {row.id.hex()}")
-        return here
-
-    def _lookup(self, ids: Sequence[RecordId]) -> Iterator[Place | None]:
-        for first in range(0, len(ids), _LOOKUP_AT_ONCE):
-            yield from self._index.lookup(ids[first : first + _LOOKUP_AT_ONCE])
-
-    def _is_intact(self, row: PackRow, entry: TableEntry) -> bool:
-        end = entry.offset + RECORD_HEADER_BYTES + entry.stored_bytes
-        scanner = PackScanner(self._packs, row.id, end, payloads=True)
-        return next(scanner.records(entry.offset, resync=False), None) is not None
-
-    @staticmethod
-    def _is_old_gap(row: PackRow, missing: int, damaged: list[tuple[int, int]]) -> bool:
-        """Whether no record that the index counts can be in the damaged parts.
-
-        A rebuild of the index passes over bytes in which there is no record: the torn end of a killed backup, or
-        damage, whose loss shows itself in the points that need it.
-        """
-        gap = row.committed_bytes - PACK_HEADER_BYTES - row.live_bytes - row.dead_bytes
-        return row.state is PackState.OPEN and not missing and sum(size for _, size in damaged) <= gap
-
-    def _find_damaged(self, row: PackRow, damaged: list[tuple[int, int]]) -> None:
-        for offset, length in damaged:
-            self._find("pack", f"pack {row.id.hex()}: {length} damaged bytes from byte {offset} on")
-
-    def _mark_missing(self) -> None:
-        """Marks the records that the index has in broken packs and that were not found there. Cost: one scan."""
-        after: RecordId | None = None
-        while self._broken and (page := self._index.scan(after, _LOOKUP_AT_ONCE)):
-            for record_id, place in page:
-                broken = self._broken.get(place.pack)
-                if broken is not None and place.offset not in broken.found:
-                    self._mark(record_id, f"{broken.reason} (byte {place.offset})")
-            after = page[-1][0]
-
-    def _mark(self, record_id: RecordId, reason: str) -> None:
-        with self._lock:
-            self._bad.setdefault(record_id, reason)
-
-    def _read(self, row: PackRow, end: int, here: Mapping[int, RecordId], missing: int) -> bool:
-        """Verifies every stored byte of a pack; returns whether all of them are sound.
-
-        Args:
-            here: what the index has in it, as offset -> id.
-            missing: how many more records the index has in it.
-        """
-        name = row.id.hex()
-        if row.state is PackState.SEALED and end == row.committed_bytes:
-            end -= FOOTER_BYTES
-        scanner = PackScanner(self._packs, row.id, max(end, PACK_HEADER_BYTES), payloads=True)
-        sound = True
-        seen: dict[int, RecordId] = {}
-        reason = ""
-        try:
-            for record in scanner.records():
-                seen[record.offset] = record.header.id
-                if self._opener is not None and record.header.kind is not Kind.TABLE:
-                    assert record.payload is not None
-                    try:
-                        self._opener.open(record.header, record.payload)
-                    except DamagedData as error:
-                        sound = False
-                        self._find("pack", f"pack {name}, byte {record.offset}: {error.message}")
-                        self._mark(record.header.id, error.message)
-                with self._lock:
-                    self.report.bytes_verified += record.header.total_bytes
-        except HoldfastError as error:
-            sound = False
-            reason = error.message
-            self._find("pack", f"pack {name}: {error.message}")
-        lost = [(offset, record_id) for offset, record_id in here.items() if seen.get(offset) != record_id]
-        for offset, record_id in lost:
-            self._mark(record_id, reason or f"damaged at byte {offset} of pack {name}")
-        if scanner.damaged and not self._is_old_gap(row, missing + len(lost), scanner.damaged):
-            self._find_damaged(row, scanner.damaged)
-        elif lost and not reason:
-            self._find("pack", f"pack {name} holds {len(lost)} records in places that are not theirs")
-        return sound and not scanner.damaged and not lost
 
     # --- restore points
 
     def check_points(self, points: Sequence[Point], *, read_data: bool) -> None:
-        """Question 3; with `read_data`, every chunk of these points is loaded and proven as well."""
-        for point in points:
+        """Question 3; with `read_data`, every chunk of these points is loaded and proven as well.
+
+        When a check's budget of time is used up and no damage has been found, the other points are left out.
+        """
+        for done, point in enumerate(points):
+            if self._reading is not None and self._reading.time_is_up and not self.bad and done:
+                self.report.notes.append(
+                    f"the time was over: the trees of {len(points) - done} of {len(points)} restore points were "
+                    "not looked at"
+                )
+                return
             self.report.points += 1
-            bad = self._bad.get(RecordId(point.id))
+            bad = self.bad.get(RecordId(point.id))
             if bad is None:
                 try:
                     self._records.load_one(RecordId(point.id), Kind.MANIFEST)
                 except IntegrityError as error:
                     bad = error.message
             if bad is not None:
-                self._find(
-                    "point", f"the manifest of restore point {point.short_id} is damaged in its pack: {bad}"
-                )
+                self._find(f"the manifest of restore point {point.short_id} is damaged in its pack: {bad}")
+                self._need(RecordId(point.id), Need(point, "", None, Kind.MANIFEST, 0, 0, 0))
             for name, tree in contents_of(point.manifest):
                 self._check_tree(point, name, tree, read_data=read_data)
 
+    def recheck_points(self, points: Sequence[Point], healed: Sequence[RecordId]) -> None:
+        """Answers question 3 anew after some records have been healed; `needs` and what the report says of points too.
+
+        What was found sound before is not read again.
+        """
+        for record_id in healed:
+            self.bad.pop(record_id, None)
+        self.needs = {}
+        report = self.report
+        report.points = 0
+        report.damaged = []
+        report.findings = [finding for finding in report.findings if finding.kind != "point"]
+        self.check_points(points, read_data=False)
+
+    def _need(self, record_id: RecordId, need: Need) -> None:
+        needs = self.needs.setdefault(record_id, [])
+        if len(needs) < _MOST_NEEDS:
+            needs.append(need)
+
     def _check_tree(self, point: Point, name: str, tree: ContentTree, *, read_data: bool) -> None:
-        def damaged(offset: int, length: int, reason: str) -> None:
+        def damaged(
+            offset: int, length: int, reason: str, record_id: RecordId | None = None, level: int = -1
+        ) -> None:
+            if record_id is not None:
+                kind = Kind.CHUNK if level < 0 else Kind.NODE
+                self._need(record_id, Need(point, name, tree, kind, level, offset, length))
             report = self.report.damaged
             if len(report) < _MOST_RANGES:
                 last = report[-1] if report else None
@@ -405,7 +297,7 @@ class Checker:
         node: NodeId,
         level: int,
         first: int,
-        damaged: Callable[[int, int, str], None],
+        damaged: _Damaged,
         *,
         read_data: bool,
     ) -> bool:
@@ -416,9 +308,9 @@ class Checker:
         start = first * segment_bytes
         span = FANOUT**level
         length = min(span * segment_bytes, tree.size_bytes - start)
-        reason = self._bad.get(node)
+        reason = self.bad.get(node)
         if reason is not None:
-            damaged(start, length, reason)
+            damaged(start, length, reason, node, level)
             return False
         try:
             if level:
@@ -429,7 +321,7 @@ class Checker:
                     self._sound.add([node])
                 return sound
         except IntegrityError as error:
-            damaged(start, length, error.message)
+            damaged(start, length, error.message, node, level)
             return False
         sound = True
         step = FANOUT ** (level - 1)
@@ -444,7 +336,7 @@ class Checker:
         tree: ContentTree,
         node: NodeId,
         segment: int,
-        damaged: Callable[[int, int, str], None],
+        damaged: _Damaged,
         *,
         read_data: bool,
     ) -> bool:
@@ -456,7 +348,7 @@ class Checker:
         for part in leaf.lengths:
             if part > 0:
                 chunk, place = next(ids), next(places)
-                reason = self._bad.get(chunk, "")
+                reason = self.bad.get(chunk, "")
                 if place is None:
                     reason = "a chunk is in no pack that the index knows"
                 elif place.plain_bytes != part:
@@ -466,25 +358,12 @@ class Checker:
                         self._records.load_one(chunk, Kind.CHUNK)
                     except IntegrityError as error:
                         reason = error.message
-                        self._mark(chunk, reason)
+                        self.bad.setdefault(chunk, reason)
                 if reason:
                     sound = False
-                    damaged(offset, part, reason)
+                    damaged(offset, part, reason, chunk)
             offset += abs(part)
         return sound
-
-
-def _entry(record: ScannedRecord) -> TableEntry:
-    header = record.header
-    return TableEntry(
-        header.id,
-        record.offset,
-        header.stored_bytes,
-        header.plain_bytes,
-        header.kind,
-        header.codec,
-        header.flags,
-    )
 
 
 def contents_of(manifest: Manifest) -> list[tuple[str, ContentTree]]:

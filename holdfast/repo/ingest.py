@@ -3,7 +3,8 @@
 Each worker takes a whole segment through all stages, a window at a time: what has just been read is still in
 the processor's cache when it is cut, hashed and compressed, and the next window is read over it. Chunks that
 the parent lists in the same segment are held by the session through the parent: they cost neither an index
-access nor compression, and a leaf that equals the parent's costs nothing at all.
+access nor compression, and a leaf that equals the parent's costs nothing at all. None of that holds for what a
+repair has found lost: segments of the parent that need it are read and stored as if there were no parent.
 
 When other sessions write to the repository at the same time, a backup begins at another place of the disk
 and goes round: two backups of similar disks then meet each other's committed chunks instead of storing
@@ -14,6 +15,7 @@ Memory: two windows, and their compressed form, for each worker; more for chunks
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -99,12 +101,14 @@ class Content:
         parent: the same content in the point that the backup builds upon.
         changes: what may differ from the parent; None if everything is to be read.
         leaves: what has become of the segments; with `changes`, of those that were looked at.
+        lacking: segments of which the parent lacks something: with `changes` they are read whole.
     """
 
     source: BlockSource
     parent: ContentTree | None
     changes: ChangeMap | None
     leaves: LeafTable | dict[int, NodeId]
+    lacking: frozenset[int] = frozenset()
 
 
 class _Task(NamedTuple):
@@ -365,6 +369,7 @@ class Ingest:
         segment_bytes: what contents are cut into; a parent's tree must have the same.
         spread: number of sessions that were at work when this one began.
         governor: chooses the compression level; None leaves the sealer's as it is.
+        lost: records that were dropped as damaged and are not stored, whatever the parent says.
         on_progress: called a few times a second from the calling thread.
     """
 
@@ -380,8 +385,10 @@ class Ingest:
         workers: int | None,
         spread: int = 0,
         governor: LevelGovernor | None = None,
+        lost: frozenset[RecordId] = frozenset(),
         on_progress: Callable[[IngestCounters], None] = lambda _counters: None,
     ) -> None:
+        self._lost = lost
         self._acceptor = acceptor
         self._keys = keys
         self._sealer = sealer
@@ -404,18 +411,51 @@ class Ingest:
 
         Args:
             changes: needs a parent. A disk that has another size than its parent is taken segment by
-                segment too, but its last one is read whole.
+                segment too, but its last one is read whole. Where the parent's tree is damaged, everything is read.
         """
         segments = segment_count(source.size_bytes, self._segment_bytes)
-        if changes is None or parent is None:
-            return Content(source, parent, None, LeafTable(segments))
+        if changes is not None and parent is not None:
+            with contextlib.suppress(IntegrityError):
+                return self._mapped_content(source, parent, changes, segments)
+        return Content(source, parent, None, LeafTable(segments))
+
+    def _mapped_content(
+        self, source: BlockSource, parent: ContentTree, changes: ChangeMap, segments: int
+    ) -> Content:
+        """A content of which only the changed segments are read.
+
+        Raises:
+            IntegrityError: an inner node of the parent can not be read.
+        """
+        lacking = frozenset(self._lacking_segments(parent)) if self._lost else frozenset()
         if parent.size_bytes == source.size_bytes:
-            return Content(source, parent, changes, {})
+            for offset, length in changes.extents:  # these paths are made anew in the end
+                for segment in range(
+                    offset // self._segment_bytes, -(-(offset + length) // self._segment_bytes)
+                ):
+                    self._trees.leaf_id(parent, segment)
+            return Content(source, parent, changes, {}, lacking)
         table = LeafTable(segments)
         for segment, leaf in self._trees.data_leaves(parent):
             if segment < segments:
                 table[segment] = leaf
-        return Content(source, parent, changes, table)
+        return Content(source, parent, changes, table, lacking)
+
+    def _lacking_segments(self, parent: ContentTree) -> Iterator[int]:
+        """The segments of which the parent lacks something. Cost: reads all leaves; only after damage."""
+        for segment, leaf in self._trees.data_leaves(parent):
+            length = segment_length(parent.size_bytes, self._segment_bytes, segment)
+            if self._sound_leaf(leaf, length) is None:
+                yield segment
+
+    def _sound_leaf(self, node: NodeId, length: int) -> Leaf | None:
+        """A leaf of the parent; None if it can not be read, or needs something that is lost."""
+        try:
+            leaf = self._trees.leaf(node, length)
+        except IntegrityError:
+            return None
+        lost = self._lost
+        return None if lost and (node in lost or not lost.isdisjoint(leaf.ids)) else leaf
 
     def run(self, contents: Sequence[Content]) -> list[ContentTree]:
         """Takes all contents in and returns their trees, in order.
@@ -468,6 +508,11 @@ class Ingest:
         if content.parent.size_bytes != size:
             odd = min(content.parent.size_bytes, size) // segment_bytes * segment_bytes
             extents.append((odd, size - odd))
+        extents += [
+            (segment * segment_bytes, segment_length(size, segment_bytes, segment))
+            for segment in content.lacking
+            if segment * segment_bytes < size
+        ]
         for offset, length in sorted(extents):
             last = (offset + length - 1) // segment_bytes
             for segment in range(max(following, offset // segment_bytes), last + 1):
@@ -535,7 +580,7 @@ class Ingest:
         parent, changes = content.parent, content.changes
         start = segment * self._segment_bytes
         length = segment_length(content.source.size_bytes, self._segment_bytes, segment)
-        if parent is None or changes is None or segment >= segments_of(parent):
+        if parent is None or changes is None or segment >= segments_of(parent) or segment in content.lacking:
             return None
         if segment_length(parent.size_bytes, self._segment_bytes, segment) != length:
             return None
@@ -607,9 +652,12 @@ class Ingest:
         length = segment_length(parent.size_bytes, self._segment_bytes, segment)
         try:
             leaf = self._trees.leaf_id(parent, segment)
-            return None if leaf == HOLE_ID else _ParentLeaf(leaf, self._trees.leaf(leaf, length))
         except IntegrityError:
             return None  # build upon nothing rather than fail
+        if leaf == HOLE_ID:
+            return None
+        found = self._sound_leaf(leaf, length)
+        return None if found is None else _ParentLeaf(leaf, found)
 
     def _finish(self, content: Content) -> NodeId:
         nodes: list[tuple[NodeId, bytes]] = []
