@@ -155,12 +155,12 @@ def _memory(run: Summary) -> Iterator[Verdict]:
 
 
 def _space(run: Summary) -> Iterator[Verdict]:
-    own = run.figure(_HOLDFAST, "other", "apparent_bytes")
+    own = run.figure(_HOLDFAST, "other", "allocated_bytes")
     for key, name, tool, bound in (
         ("space-borg", "Borg, fixed 64 KiB", _BORG_64, 0.87),
         ("space-casync", "casync", _CASYNC, 1.0),
     ):
-        other = run.figure(tool, "other", "apparent_bytes")
+        other = run.figure(tool, "other", "allocated_bytes")
         if own is None or other is None:
             yield Verdict(key, "space after three images", "", name, "", f"≤ {bound:.2f}", None)
             continue
