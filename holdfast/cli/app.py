@@ -29,6 +29,7 @@ _SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "forget": "Hide restore points, or bring them back.",
         "pin": "Protect restore points from policies.",
         "unpin": "Take that protection back.",
+        "prune": "Forget the restore points that no rule keeps.",
         "gc": "Give back the space of what no restore point needs.",
         "check": "Prove that everything listed can be restored.",
         "stats": "Show how much is stored, and how well it is deduplicated.",

@@ -34,6 +34,7 @@ __all__ = [
     "Policy",
     "Reason",
     "Verdict",
+    "age_key",
     "plan_retention",
 ]
 
@@ -238,9 +239,9 @@ def plan_retention(
                 lies = Reason("lies in the future", f"not before {_time_text(point.time)}")
                 reasons[number] = [lies]
                 continue
-            time = min(point.time, point.received) if policy.dialect == "holdfast" else point.time
+            time = age_key(point, policy.dialect)[0]
             entries[number] = _Entry(point, time, datetime.fromtimestamp(time, zone))
-        ordered = sorted(entries.values(), key=lambda e: (e.time, e.point.received, e.point.id), reverse=True)
+        ordered = sorted(entries.values(), key=lambda e: age_key(e.point, policy.dialect), reverse=True)
         for entry, reason in _RULES[policy.dialect](ordered, policy, now, zone):
             entry.reasons.append(reason)
             kept = True
@@ -253,6 +254,12 @@ def plan_retention(
             hint="add a rule that keeps some, for example --keep-last 3",
         )
     return tuple(Verdict(point, tuple(reasons[number])) for number, point in enumerate(points))
+
+
+def age_key(point: Candidate, dialect: Dialect) -> tuple[int, int, bytes]:
+    """What orders the points of a VM, oldest first. Its first part is the time that counts: for us at most that of the receipt."""
+    time = min(point.time, point.received) if dialect == "holdfast" else point.time
+    return (time, point.received, point.id)
 
 
 def _guard(entries: Sequence[_Entry]) -> None:
