@@ -56,7 +56,7 @@ PLACE = struct.Struct("<6sII")
 # Limits
 MOST_PLAIN_BYTES, MOST_STORED_BYTES, MOST_LEVEL, FANOUT = 32 << 20, (32 << 20) + 4096, 5, 256
 MOST_PACK_BYTES = (1 << 32) - 1
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES, PAGE_BYTES = 1 << 20, 4096
 # What Python says of JSON that is not what it should be
 NONSENSE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 SECTOR_BYTES = 512
@@ -346,6 +346,7 @@ class Store:
         self.incomplete = False  # something is lost that might have been a restore point
         self.ids: dict[int, set[bytes]] = {MANIFEST: set(), MARK: set()}
         self._files: collections.OrderedDict[str, BinaryIO] = collections.OrderedDict()
+        self._unreadable: set[tuple[str, int]] = set()
         self._index = Index()
         self._table: tuple[Pack | None, dict[int, Record]] = (None, {})
         self._packs = self._find(folder, repository_id)
@@ -424,13 +425,17 @@ class Store:
                 data += more
             return data
         except OSError:
-            within = 4096 - offset % 4096  # the rest of the page that the offset is in
-            if length <= within:
-                return bytes(max(0, min(length, pack.size_bytes - offset)))
-            return b"".join(
-                self._read(pack, at, min(offset + length - at, 4096 - at % 4096))
-                for at in (offset, *range(offset + within, offset + length, 4096))
-            )
+            within = PAGE_BYTES - offset % PAGE_BYTES  # the rest of the page that the offset is in
+            if length > within:
+                pages = (offset, *range(offset + within, offset + length, PAGE_BYTES))
+                ends = (*pages[1:], offset + length)
+                return b"".join(self._read(pack, at, end - at) for at, end in zip(pages, ends))
+            page = pack.path, offset // PAGE_BYTES * PAGE_BYTES
+            if page not in self._unreadable:
+                say(f"{page[0]}: bytes {page[1]} to {page[1] + PAGE_BYTES} can not be read")
+                self._unreadable.add(page)
+                self.incomplete = True
+            return bytes(max(0, min(length, pack.size_bytes - offset)))
 
     def _table_of(self, pack: Pack) -> list[tuple[int, Record]] | None:
         """Packs: offsets and records as the table of a sealed pack has them; None if there is none, or not intact."""
@@ -461,27 +466,30 @@ class Store:
                 yield at, record
                 at += RECORD_HEADER.size + record.stored_bytes
                 continue
-            lost = at
-            at, only_zeros = self._next_header(pack, at + 1)
-            if at == pack.size_bytes and not only_zeros:
-                say(f"{pack.path}: no whole record from byte {lost} to its end, {at - lost} bytes further")
-            elif not only_zeros:  # zeros are space that was given back
-                say(f"{pack.path}: no whole record in bytes {lost} to {at}")
-                self.incomplete = True
+            lost, at = at, self._next_header(pack, at + 1)
+            if self._is_holed(pack, lost, at):
+                continue
+            say(
+                f"{pack.path}: no whole record in bytes {lost} to {at}{', its end' if at == pack.size_bytes else ''}"
+            )
+            self.incomplete |= at < pack.size_bytes  # a torn end is what an interrupted backup leaves
 
-    def _next_header(self, pack: Pack, at: int) -> tuple[int, bool]:
-        """Where the next intact header begins (the pack's size if there is none), and whether only zeros precede it."""
-        only_zeros = True
+    def _next_header(self, pack: Pack, at: int) -> int:
+        """Where the next intact header begins; the pack's size if there is none."""
         while at + RECORD_HEADER.size <= pack.size_bytes:
             block = self._read(pack, at, BLOCK_BYTES)
             found = block.find(MAGIC)
             while found >= 0:
                 if record_of(block[found : found + RECORD_HEADER.size], pack.seed):
-                    return at + found, only_zeros and not block[:found].strip(b"\0")
+                    return at + found
                 found = block.find(MAGIC, found + 1)
-            only_zeros = only_zeros and not block.strip(b"\0")
             at += max(1, len(block) - RECORD_HEADER.size + 1)
-        return pack.size_bytes, only_zeros
+        return pack.size_bytes
+
+    def _is_holed(self, pack: Pack, start: int, end: int) -> bool:
+        """Collection: whether a page here is all zeros, since the space of dead records was given back."""
+        pages = range(start - start % PAGE_BYTES, end - PAGE_BYTES + 1, PAGE_BYTES)
+        return any(not self._read(pack, page, PAGE_BYTES).strip(b"\0") for page in pages)
 
     def load(self, record_id: bytes, kind: int) -> bytes:
         """The verified plaintext of a record, from whichever of its places is intact.

@@ -58,14 +58,14 @@ _README: Final = """This folder is a Holdfast backup repository.
 
 config.json        what init decided: format version, chunker, compression, wrapped keys
 config.json.copy   the same once more
-packs/             all stored data, in files that are only ever appended to
+packs/             all stored data, in files of which nothing is ever rewritten
 index/             where each piece is; derived from packs/, rebuilt by: holdfast check --rebuild-index
 
 To list and restore:  holdfast -r THIS_FOLDER list;  holdfast -r THIS_FOLDER restore POINT DESTINATION
 Without Holdfast:     python rescue.py THIS_FOLDER --list;  python rescue.py THIS_FOLDER --restore POINT DESTINATION
-                      rescue.py is one file of Holdfast's sources; it needs Python 3.8 or later, and of its packages
-                      blake3 and zstandard (cryptography too, if "encryption" in config.json is not null). It reads
-                      packs/ alone, and of an encrypted repository config.json. Keep a copy of it elsewhere.
+                      rescue.py is one file of Holdfast's sources; it needs Python 3.8 or later with the packages
+                      blake3 and zstandard (and cryptography, if "encryption" in config.json is not null). It reads
+                      packs/ alone, and of an encrypted repository config.json. Keep a copy of it.
 
 Do not change, add or remove files here by hand. A copy of config.json and packs/ is a complete backup of the
 repository (of an encrypted one only together with a password). The format is described in docs/FORMAT.md of

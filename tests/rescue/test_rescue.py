@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import errno
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import re
@@ -471,17 +473,78 @@ def test_a_second_copy_is_used(place: Path, tmp_path: Path) -> None:
 def test_space_that_was_given_back_is_no_damage(place: Path, tmp_path: Path) -> None:
     """Its table still names the records; they are elsewhere now."""
     sealed, _ = sealed_and_open(place)
-    gone = [found for found in records(sealed) if found.kind == 1][2:9]
-    new_pack(sealed, 0xFF, *((1, content) for content in contents(place, [found.id for found in gone], 1)))
+    gone = [found for found in records(sealed) if found.kind in (1, 2)][2:30]
+    assert gone[-1].offset - gone[0].offset > 8192
+    plain = [(found.kind, contents(place, [found.id], found.kind)[0]) for found in gone]
+    new_pack(sealed, 0xFF, *plain)
     overwrite(sealed, gone[0].offset, bytes(gone[-1].payload_at + gone[-1].stored - gone[0].offset))
     for number, cut_bytes in enumerate((0, 40)):  # by the table, then record by record
         os.truncate(sealed, sealed.stat().st_size - cut_bytes)
         dest = tmp_path / str(number)
         outcome = rescue(place, "--restore", EXPECTED[CLEAR]["points"][0]["id"], dest)
         assert outcome.returncode == 0
-        assert "damaged:" not in outcome.stderr
+        assert outcome.stderr.count("no whole record") == (number and 1)  # what is left of the table
         same_as(dest, EXPECTED[CLEAR]["points"][0])
     assert rescue(place, "--list").returncode == 0
+
+
+def test_holed_packs_are_no_damage(place: Path, tmp_path: Path) -> None:
+    """As a collection leaves them: no table, and of runs of dead records the block-aligned insides gone."""
+    sealed, _ = sealed_and_open(place)
+    table = list(records(sealed))[-1]
+    os.truncate(sealed, table.offset)
+    for run in range(40):  # what is dead begins and ends anywhere in its blocks
+        with sealed.open("ab") as file:
+            for number in range(3):
+                file.write(
+                    record(sealed, 1, hashlib.shake_128(bytes([run, number])).digest(3000 + 137 * run))
+                )
+            file.write(record(sealed, 1, b"alive" * run))
+    dead = [found for found in records(sealed) if found.offset >= table.offset]
+    for first, last in zip(dead[0::4], dead[2::4], strict=True):
+        start = -(-first.offset // 4096) * 4096
+        end = (last.payload_at + last.stored) // 4096 * 4096
+        overwrite(sealed, start, bytes(end - start))
+    listing = rescue(place, "--list")
+    assert (listing.returncode, listing.stderr) == (0, "")
+    outcome = rescue(place, "--restore", EXPECTED[CLEAR]["points"][0]["id"], tmp_path / "dest")
+    assert (outcome.returncode, outcome.stderr) == (0, "")
+    same_as(tmp_path / "dest", EXPECTED[CLEAR]["points"][0])
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_bad_sector_costs_what_is_in_it(
+    sealed: bool,
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bad, _ = sealed_and_open(place)
+    if not sealed:
+        os.truncate(bad, bad.stat().st_size - 32)
+    (lost,) = [
+        found for found in records(bad) if found.offset <= 5 * 4096 + 100 < found.payload_at + found.stored
+    ]
+    assert lost.kind == 1
+
+    class Failing(io.FileIO):
+        def read(self, size: int = -1) -> bytes:
+            if str(self.name) == str(bad) and self.tell() < 6 * 4096 and self.tell() + size > 5 * 4096:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(size)
+
+    loaded = module()
+    monkeypatch.setattr(loaded, "open", lambda path, *_, buffering: Failing(path), raising=False)
+    with contextlib.closing(loaded.Store(str(place / "packs"), loaded.Keys(None, None), None)) as store:
+        with pytest.raises(loaded.Damage, match=r"damaged at byte|in no pack"):
+            store.load(lost.id, 1)
+        assert store.incomplete
+        for found in records(bad):
+            end = found.payload_at + found.stored
+            if found.kind in (1, 2) and (end <= 5 * 4096 or found.offset >= 6 * 4096):
+                assert store.load(found.id, found.kind)
+    assert capsys.readouterr().err.count("bytes 20480 to 24576 can not be read") == 1
 
 
 def test_a_lost_pack_ends_nothing(place: Path, tmp_path: Path) -> None:
