@@ -26,17 +26,19 @@ from typing import TYPE_CHECKING, Final, Self
 from holdfast.chunker import ChunkerParams, make_chunker
 from holdfast.disk import BlockSink, Machine
 from holdfast.errors import (
+    DamagedData,
     DamagedPoint,
     DiskFull,
     HoldfastError,
     IntegrityError,
     InternalError,
+    PointNotFound,
     StorageError,
     UnsupportedFormat,
     UsageError,
     WrongPassword,
 )
-from holdfast.ids import PointId, RepositoryId, SessionId
+from holdfast.ids import PointId, RecordId, RepositoryId, SessionId
 from holdfast.repo import keys as key_slots
 from holdfast.repo.backup import BackupOptions, BackupSummary, Engine, run_backup
 from holdfast.repo.check import Checker, CheckReport, Finding, missing_from
@@ -45,10 +47,12 @@ from holdfast.repo.folder import RepositoryFolder
 from holdfast.repo.format.config import Cipher, Compression, Config, KeySlot
 from holdfast.repo.format.manifest import ContentTree
 from holdfast.repo.format.mark import Action, Mark, encode_mark
+from holdfast.repo.format.record import Kind
 from holdfast.repo.format.rows import PackRow, PointRow
 from holdfast.repo.index import Batch, Index, IndexFigures, PointChange
 from holdfast.repo.keys import Keys
 from holdfast.repo.lease import Lease, new_session_row
+from holdfast.repo.ledger import Budget, ReadTally, verified_at
 from holdfast.repo.lmdb_index import LmdbIndex
 from holdfast.repo.packs import LocalPackStore
 from holdfast.repo.points import Point, find_disk, open_point, points_of_vm, resolve_point
@@ -62,6 +66,7 @@ from holdfast.units import MIB
 
 if TYPE_CHECKING:
     from holdfast.repo.gc import CollectOptions, CollectReport
+    from holdfast.repo.repair import Donor, RepairReport
 
 __all__ = ["InitOptions", "Repository", "RepositoryStatistics"]
 
@@ -389,11 +394,45 @@ class Repository:
         *,
         workers: int | None = None,
         on_progress: Callable[[RestoreCounters], None] = lambda _counters: None,
+        allow_damaged: bool = False,
     ) -> RestoreCounters:
-        """Writes contents of a point into sinks. Finishing or aborting the sinks is left to the caller."""
-        records, trees = self._reading()
+        """Writes contents of a point into sinks. Finishing or aborting the sinks is left to the caller.
+
+        Packs of which it has read and proven everything that is alive count as verified then.
+
+        Args:
+            allow_damaged: leave what can not be read as holes; the counters list it.
+
+        Raises:
+            DamagedData: something is missing or damaged, and that is not allowed.
+        """
+        index = self._index()
+        tally = ReadTally(index.packs())
+        records = RecordReader(self._store, index, Opener(self.unlock()), tally)
         with self.holding("restore", [point]):
-            return restore_contents(records, trees, contents, workers or None, on_progress)
+            counters = restore_contents(
+                records,
+                TreeReader(records),
+                contents,
+                workers or None,
+                on_progress,
+                allow_damaged=allow_damaged,
+            )
+        if self._folder.is_writable():
+            with contextlib.suppress(
+                HoldfastError
+            ):  # nothing of it is needed, the manifest's pack may count too
+                records.load_one(RecordId(point.id), Kind.MANIFEST)
+            tally.settle(index, int(_time.time()))
+        return counters
+
+    def verified_at(self, points: Sequence[Point]) -> dict[PointId, int]:
+        """For each point the Unix time of the oldest verification among what it needs; 0 if some was never verified.
+
+        Cost: see `ledger.verified_at`.
+        """
+        _, trees = self._reading()
+        return verified_at(trees, self._index(), points)
 
     def changed_ranges(self, old: ContentTree, new: ContentTree) -> Iterator[tuple[int, int]]:
         """Yields (offset, length) of what differs between two contents, by chunk borders, ascending."""
@@ -600,6 +639,7 @@ class Repository:
         points: Sequence[Point] | None = None,
         *,
         read_data: bool = False,
+        budget: Budget | None = None,
         workers: int | None = None,
         on_progress: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> CheckReport:
@@ -607,14 +647,115 @@ class Repository:
 
         Args:
             points: check only what these need; None checks all packs and all points.
+            budget: what reading all packs may cost; the packs that were not verified for longest come first.
         """
-        index = self._index()
         opener: Opener | None = None
         note = ""
         if self.config.encryption is None or self._password is not None:
             opener = Opener(self.unlock())
         else:
             note = "no password was given, so restore points were not checked, and content only by the hash of what is stored"
+        checker = self._checker(opener, workers, on_progress)
+        if note:
+            checker.report.notes.append(note)
+        if points is None:
+            checker.check_packs(read_data=read_data, budget=budget)
+        if opener is not None:
+            with self._holding_listed("check", points) as checked:
+                checker.check_points(checked, read_data=read_data and points is not None)
+        return checker.report
+
+    @contextlib.contextmanager
+    def _holding_listed(self, kind: str, points: Sequence[Point] | None = None) -> Iterator[Sequence[Point]]:
+        """Holds these points, or all that are listed."""
+        with contextlib.ExitStack() as stack:
+            while True:
+                wanted = self.points() if points is None else points
+                try:
+                    stack.enter_context(self.holding(kind, wanted))
+                    break
+                except PointNotFound:  # one of them was forgotten a moment ago
+                    if points is not None:
+                        raise
+            yield wanted
+
+    def repair(
+        self,
+        donor: Repository | None = None,
+        *,
+        budget: Budget | None = None,
+        workers: int | None = None,
+        on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+    ) -> tuple[CheckReport, RepairReport]:
+        """Reads and checks everything, and heals what is damaged; see `repo.repair`. Backups may go on meanwhile.
+
+        Args:
+            donor: another repository that may hold what is damaged here.
+            budget: as for `check`.
+
+        Returns:
+            What the check has found, and what became of it. Damaged ranges of the first are those that are left.
+
+        Raises:
+            DamagedData: no pack is there at all; nothing was changed.
+            UsageError: the donor is this repository.
+        """
+        from holdfast.repo.repair import Repairer
+
+        self._require_writable()
+        if donor is not None and os.path.realpath(donor.path) == os.path.realpath(self.path):
+            raise UsageError(
+                "the other repository is this one", hint="name one that holds copies of the same backups"
+            )
+        index, keys = self._index(), self.unlock()
+        rows = index.packs()
+        if rows and all(self._store.length(row.id) is None for row in rows):
+            raise DamagedData(
+                f"none of the repository's packs is in {self._folder.packs}",
+                hint="is the disk mounted? Nothing was changed",
+            )
+        opener = Opener(keys)
+        checker = self._checker(opener, workers, on_progress)
+        checker.check_packs(read_data=True, budget=budget)
+        with contextlib.ExitStack() as stack:
+            source = None if donor is None else stack.enter_context(donor.offered())
+            points = stack.enter_context(self._holding_listed("repair"))
+            checker.check_points(points, read_data=False)
+            params = ChunkerParams(self.config.chunker, self.config.chunk_size_bytes)
+            repairer = Repairer(
+                self.config.id,
+                self._store,
+                index,
+                RecordReader(self._store, index, opener),
+                opener,
+                keys,
+                Sealer(keys, self.config.compression.level),
+                self._short_session("repair"),
+                make_chunker(params)
+                if keys.chunker_seed is None
+                else make_chunker(params, keys.chunker_seed),
+                source,
+            )
+            repaired = repairer.run(checker, points)
+        if repaired.marks:  # what they said is in the index; it is written down anew
+            listed = index.points()
+            self._write_marks("forget", [row.id for row in listed if row.hidden])
+            self._write_marks("pin", [row.id for row in listed if row.pinned])
+        return checker.report, repaired
+
+    @contextlib.contextmanager
+    def offered(self) -> Iterator[Donor]:
+        """What the repair of another repository may take from this one; its points are held meanwhile."""
+        from holdfast.repo.repair import Donor
+
+        records, trees = self._reading()
+        with self._holding_listed("repair") as points:
+            yield Donor(self.path, self.unlock(), self._index(), records, trees, points)
+
+    def _checker(
+        self, opener: Opener | None, workers: int | None, on_progress: Callable[[int, int], None]
+    ) -> Checker:
+        index = self._index()
         records = RecordReader(self._store, index, opener or Opener(key_slots.clear_keys()))
         trees = TreeReader(records)
         checker = Checker(
@@ -628,18 +769,11 @@ class Repository:
             _time.time,
             on_progress,
         )
-        if note:
-            checker.report.notes.append(note)
         if not self._folder.copies_agree():
             checker.report.findings.append(
                 Finding("config", "the two copies of the configuration differ, or one is missing")
             )
-        if points is None:
-            checker.check_packs(read_data=read_data)
-        if opener is not None:
-            checked = self.points() if points is None else points
-            checker.check_points(checked, read_data=read_data and points is not None)
-        return checker.report
+        return checker
 
     def rebuild_index(self, on_progress: Callable[[int, int], None] = lambda _done, _total: None) -> Rebuilt:
         """Replaces the index by one made from the packs.
