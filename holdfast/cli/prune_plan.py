@@ -7,7 +7,6 @@ import time as _time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, tzinfo
-from typing import Protocol, cast
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from holdfast.cli.invocation import Invocation
@@ -20,13 +19,6 @@ from holdfast.repo.retention import Candidate, Policy, Verdict, age_key, plan_re
 from holdfast.units import format_size, format_time
 
 __all__ = ["PrunePlan", "announce", "make_plan", "many", "plan_json"]
-
-
-class _Ledger(Protocol):
-    """A repository that knows when its points were verified."""
-
-    def verified_at(self, points: Sequence[Point]) -> Mapping[PointId, int]:
-        """Unix seconds of the oldest verification of what each point needs; 0 for never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +98,18 @@ def _candidates(repository: Repository, points: Sequence[Point], policy: Policy,
 
 
 def _newest_verified(repository: Repository, newest_first: Sequence[Point]) -> dict[bytes, int]:
-    """The newest verified point of each VM, and when that was. No more are asked for: an answer may cost a walk of the point's trees."""
-    if not hasattr(repository, "verified_at"):
-        return {}
-    ledger = cast("_Ledger", repository)
+    """The newest verified point of each VM, and when that was.
+
+    No more is asked for, since an answer may cost a walk of the point's trees; where all packs were verified, none is.
+    """
+    everything = repository.statistics().oldest_verification or 0
     found: dict[bytes, int] = {}
     done: set[str] = set()
     for point in newest_first:
         vm = point.manifest.vm_uuid
-        moment = 0 if vm in done else ledger.verified_at([point])[point.id]
+        if vm in done:
+            continue
+        moment = everything or repository.verified_at([point])[point.id]
         if moment:
             found[point.id] = moment
             done.add(vm)
@@ -156,7 +151,7 @@ def many(count: int) -> str:
     return f"{count} restore point{'' if count == 1 else 's'}"
 
 
-def announce(plan: PrunePlan, *, explain: bool, dry_run: bool) -> None:
+def announce(plan: PrunePlan, *, explain: bool, dry_run: bool, collect: bool) -> None:
     """Says what will be done, before it is."""
     total, count = len(plan.points), len(plan.forgotten)
     if not total:
@@ -169,10 +164,11 @@ def announce(plan: PrunePlan, *, explain: bool, dry_run: bool) -> None:
     if not count:
         say(f"nothing to forget: {'it is' if total == 1 else f'all {total} are'} kept")
         return
-    frees = (
-        "" if plan.frees is None else f"; with a collection afterwards that frees {format_size(plan.frees)}"
-    )
-    say(f"{'would forget' if dry_run else 'forgetting'} {count} of {many(total)}{frees}")
+    then = " and collect garbage" if collect and dry_run else ""
+    frees = ""
+    if plan.frees is not None:
+        frees = f", which frees {format_size(plan.frees)}{'' if collect else ' once gc has run'}"
+    say(f"{'would forget' if dry_run else 'forgetting'} {count} of {many(total)}{then}{frees}")
 
 
 _COLUMNS = (Column("ID"), Column("VM", wide=True), Column("TIME"))

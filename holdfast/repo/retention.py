@@ -122,7 +122,7 @@ class Policy:
         if foreign and self.dialect in ("borg", "pbs"):
             raise UsageError(
                 f"the dialect '{self.dialect}' has no rule 'keep-{foreign[0]}'",
-                hint="leave one of them out",
+                hint="leave out the rule or the dialect",
             )
         if not (
             self.within or self.labels or any(self.count(period) or self.span(period) for period in PERIODS)

@@ -99,7 +99,7 @@ def command(
         plan = make_plan(invocation, repository, policy, vm, sizes=dry_run or explain, size_of_each=explain)
         forgotten = plan.forgotten
         if not invocation.json:
-            announce(plan, explain=explain, dry_run=dry_run)
+            announce(plan, explain=explain, dry_run=dry_run, collect=collect)
         if not dry_run:
             if forgotten:
                 repository.forget(forgotten)
