@@ -757,3 +757,41 @@ def test_needs_no_more_than_it_says() -> None:
         outcome = rescue("/", "--list", without=missing)
         assert outcome.returncode == 1
         assert "pip install blake3 zstandard" in outcome.stderr
+
+
+@pytest.mark.parametrize("compact_below", [0.0, 1.0])
+def test_reads_what_a_collection_leaves(
+    compact_below: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real one, of Holdfast: packs are holed or written anew, and marks are written."""
+    from holdfast.esxi.folder import open_machine
+    from holdfast.repo.gc import CollectOptions
+    from holdfast.repo.repository import InitOptions, Repository
+
+    monkeypatch.setattr("holdfast.repo.gc._LEAST_DEAD_BYTES", 1 << 16)  # small packs for a quick test
+    place, piece = tmp_path / "repository", 3 << 16
+    first, other = (hashlib.shake_128(name).digest(24 * piece) for name in (b"first", b"other"))
+    mixed = b"".join((first, other)[n % 2][n * piece : (n + 1) * piece] for n in range(24))
+    points = []
+    options = InitOptions(segment_bytes=1 << 20, pack_bytes=1 << 20)
+    with Repository.init(str(place), options) as repository:
+        for name, data in (("first", first), ("mixed", mixed)):
+            (tmp_path / f"{name}.raw").write_bytes(data)
+            with contextlib.closing(open_machine(str(tmp_path / f"{name}.raw"))) as machine:
+                point = repository.backup(machine).point
+            assert point is not None
+            points.append(point.hex())
+        repository.forget([repository.resolve(points[0])])
+        assert "forgotten" in rescue(place, "--list").stdout
+        report = repository.collect(CollectOptions(compact_below=compact_below))
+        assert report.packs_compacted if compact_below else report.packs_holed
+    outcome = rescue(place, "--list")
+    assert (outcome.returncode, outcome.stderr) == (0, ""), report
+    assert [line[:12] for line in outcome.stdout.splitlines()[1:]] == [points[1][:12]]
+    outcome = rescue(place, "--restore", "mixed@latest", tmp_path / "dest")
+    assert (outcome.returncode, outcome.stderr) == (0, ""), report
+    assert (tmp_path / "dest" / "mixed.raw").read_bytes() == mixed
+    collected = rescue(place, "--restore", points[0], tmp_path / "gone", "--all")
+    # written anew, a pack has lost the manifest too
+    assert collected.returncode == (1 if compact_below else 100)
+    assert bool(damaged_ranges(collected.stderr)) == (not compact_below)
