@@ -459,6 +459,7 @@ def _rebuild_pack(
         count += 1
         if len(batch.records) >= _BATCH_RECORDS:
             batch.packs.append(PackProgress(pack_id, 0, PackState.OPEN, created))
+            _prefer_intact(packs, index, batch)
             index.commit(batch)
             batch = Batch(None, now)
     if scanner is not None and scanner.damaged:
@@ -471,5 +472,28 @@ def _rebuild_pack(
             if at + size != length and not _was_given_back(packs, pack_id, at, size)
         )
     batch.packs.append(PackProgress(pack_id, end, state, created))
+    _prefer_intact(packs, index, batch)
     index.commit(batch)
     return count
+
+
+def _prefer_intact(packs: PackStore, index: Index, batch: Batch) -> None:
+    """Has a batch take the places of those of its records that are known already, but damaged where they are.
+
+    A table names the records that were damaged since; what a repair has stored anew is in another pack.
+    """
+    replacing: dict[RecordId, tuple[int, int]] = {}
+    names: dict[int, PackId] = {}
+    for record, place in zip(batch.records, index.lookup([r.id for r in batch.records]), strict=True):
+        if place is None:
+            continue
+        names = names or {row.number: row.id for row in index.packs()}
+        end = place.offset + RECORD_HEADER_BYTES + place.stored_bytes
+        scanner = PackScanner(packs, names[place.pack], end, payloads=True)
+        try:
+            there = next(scanner.records(place.offset, resync=False), None)
+        except HoldfastError:
+            there = None
+        if there is None or there.header.id != record.id:
+            replacing[record.id] = place.pack, place.offset
+    batch.replacing = replacing

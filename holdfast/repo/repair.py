@@ -46,7 +46,7 @@ from holdfast.repo.format.record import (
     Kind,
     decode_record_header,
 )
-from holdfast.repo.format.rows import Place
+from holdfast.repo.format.rows import PackState, Place
 from holdfast.repo.index import Index
 from holdfast.repo.keys import Keys
 from holdfast.repo.packs import PackStore
@@ -214,11 +214,15 @@ class Repairer:
         return report
 
     def _heal_all(self, checker: Checker, points: Sequence[Point]) -> None:
+        damaged: set[RecordId] = set()
         tried: set[RecordId] = set()
-        while found := (checker.bad.keys() | checker.needs.keys()) - tried:
+        placed: set[RecordId] = set()  # of which it was known where they belong
+        while found := (checker.bad.keys() | checker.needs.keys()) - tried | (checker.needs.keys() - placed):
             tried |= found
-            wanted = self._really_damaged(found)
-            self.report.damaged += len(wanted)
+            placed |= checker.needs.keys()
+            wanted = self._really_damaged(found - self._healed.keys())
+            self.report.damaged += len(wanted.keys() - damaged)
+            damaged |= wanted.keys()
             self._heal(wanted, checker.needs)
             self._write()
             if self._begun:
@@ -292,7 +296,7 @@ class Repairer:
             with contextlib.suppress(DamagedData, UnsupportedFormat, StorageError):
                 length = self._packs.length(pack_id) or 0
                 row = rows.get(pack_id)
-                if row is not None:
+                if row is not None and row.state is not PackState.OPEN:
                     length = min(length, row.committed_bytes)
                 if length <= PACK_HEADER_BYTES:
                     continue

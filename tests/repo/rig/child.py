@@ -105,6 +105,20 @@ def _check(repository, job: dict) -> dict:
     }
 
 
+def _repair(repository, job: dict) -> dict:
+    from holdfast.repo.repository import Repository
+    from rig.engine import quiet
+
+    with Repository.open(job["other"], notify=quiet) as other:
+        _, repaired = repository.repair(other, workers=2)
+    return {
+        "complete": repaired.complete,
+        "damaged": repaired.damaged,
+        "healed": repaired.healed_total,
+        "message": str(repaired.error() or ""),
+    }
+
+
 def _hold(repository, _job: dict) -> dict:
     """Uses the repository until its standard input is closed."""
     found = {"points": [p.id.hex() for p in repository.points()]}
@@ -125,8 +139,15 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     if "batch_bytes" in job:
         session._BATCH_BYTES = job["batch_bytes"]  # type: ignore[misc]
-    work = {"backup": _backup, "restore": _restore, "check": _check, "hold": _hold, "list": _list}[job["do"]]
-    from holdfast.repo import backup, check, restore  # noqa: F401 - before the clock runs
+    work = {
+        "backup": _backup,
+        "restore": _restore,
+        "check": _check,
+        "repair": _repair,
+        "hold": _hold,
+        "list": _list,
+    }[job["do"]]
+    from holdfast.repo import backup, check, repair, restore  # noqa: F401 - before the clock runs
 
     said: dict[str, Any] = {}
     try:
