@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ _README_FILE: Final = "README.txt"
 _INDEX_FOLDER: Final = "index"
 _LOCK_WAIT_S: Final = 10.0
 _COLLECTING: Final = "gc.lock"
+_UNFINISHED: Final = re.compile(r"\.config\.json(\.copy)?\.\d+\Z")
+"""What a killed process was about to put into the place of a copy of the configuration."""
 _NETWORK_FILE_SYSTEMS: Final = frozenset(
     {
         "nfs",
@@ -113,26 +116,42 @@ class RepositoryFolder:
         one is a repository.
 
         Raises:
-            RepositoryExists: there is one, or something else is in the folder.
+            RepositoryExists: there is one, or something else is in the folder. What an interrupted `create` has
+                left is taken over.
         """
         try:
-            if os.path.isdir(self.path) and os.listdir(self.path):
-                if os.path.exists(os.path.join(self.path, CONFIG_FILE)):
-                    raise RepositoryExists(f"{self.path} is a repository already")
-                raise RepositoryExists(
-                    f"the folder {self.path} is not empty",
-                    hint="name a folder that does not exist yet, or an empty one",
-                )
             if os.path.exists(self.path) and not os.path.isdir(self.path):
                 raise RepositoryExists(f"{self.path} exists and is no folder")
+            above = [os.path.dirname(self.path)]
+            while not os.path.isdir(above[-1]):
+                above.append(os.path.dirname(above[-1]))
             os.makedirs(self.path, mode=0o750, exist_ok=True)
-            os.mkdir(self.packs, 0o750)
-            with open(os.path.join(self.path, _README_FILE), "w", encoding="utf-8") as file:
-                file.write(_README)
-            self._write_config(config)
-            sync_folder(os.path.dirname(self.path))
+            with self.changing_config():
+                self._require_unused()
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(self.packs, 0o750)
+                with open(os.path.join(self.path, _README_FILE), "w", encoding="utf-8") as file:
+                    file.write(_README)
+                self._write_config(config)
+                for folder in above:
+                    sync_folder(folder)
         except OSError as error:
             raise storage_error(error, f"making the repository {self.path}") from error
+
+    def _require_unused(self) -> None:
+        """Raises `RepositoryExists` if the folder holds more than an interrupted `create` leaves.
+
+        A copy of the configuration alone makes a repository: it may be all that is left of its keys.
+        """
+        names = set(os.listdir(self.path))
+        if names & {CONFIG_FILE, COPY_FILE}:
+            raise RepositoryExists(f"{self.path} is a repository already")
+        others = {name for name in names - {"packs", _README_FILE} if not _UNFINISHED.match(name)}
+        if others or ("packs" in names and (not os.path.isdir(self.packs) or os.listdir(self.packs))):
+            raise RepositoryExists(
+                f"the folder {self.path} is not empty",
+                hint="name a folder that does not exist yet, or an empty one",
+            )
 
     # --- configuration
 
@@ -193,7 +212,7 @@ class RepositoryFolder:
         return first is not None and first == second
 
     def write_config(self, config: Config) -> None:
-        """Replaces the configuration, each copy atomically, the copy first.
+        """Replaces the configuration, each copy atomically, the copy first. Called within `changing_config`.
 
         Durability: on disk on return.
         """
@@ -204,6 +223,9 @@ class RepositoryFolder:
 
     def _write_config(self, config: Config) -> None:
         data = encode_config(config)
+        for name in os.listdir(self.path):
+            if _UNFINISHED.match(name):  # it may hold a key that is removed now
+                os.unlink(os.path.join(self.path, name))
         for name in (COPY_FILE, CONFIG_FILE):
             temporary = os.path.join(self.path, f".{name}.{os.getpid()}")
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)

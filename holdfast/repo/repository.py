@@ -208,9 +208,12 @@ class Repository:
         if config.encryption is not None:
             repository._master = (master, config.encryption.slots[0])
         try:
+            place, _ = folder.index_folder(config.id)
+            if folder.own_index(lambda: folder.index_exists(place)) and not folder.index_exists(place):
+                with folder.replacing_index(place) as fresh:  # an index is there as a whole or not at all
+                    LmdbIndex(fresh, config.id, create=True).close()
             folder.use_index()
-            index_folder, _ = folder.index_folder(config.id)
-            repository._index_ = LmdbIndex(index_folder, config.id, create=True)
+            repository._index_ = LmdbIndex(place, config.id)
         except BaseException:
             repository.close()
             raise
