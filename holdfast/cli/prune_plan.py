@@ -100,19 +100,27 @@ def _candidates(repository: Repository, points: Sequence[Point], policy: Policy,
 def _newest_verified(repository: Repository, newest_first: Sequence[Point]) -> dict[bytes, int]:
     """The newest verified point of each VM, and when that was.
 
-    No more is asked for, since an answer may cost a walk of the point's trees; where all packs were verified, none is.
+    Cost: an answer may need a walk of the point's trees, so only the newest points are asked for at first, and none
+    where all packs were verified.
     """
     everything = repository.statistics().oldest_verification or 0
-    found: dict[bytes, int] = {}
-    done: set[str] = set()
+    pending: dict[str, list[Point]] = {}
     for point in newest_first:
-        vm = point.manifest.vm_uuid
-        if vm in done:
-            continue
-        moment = everything or repository.verified_at([point])[point.id]
-        if moment:
-            found[point.id] = moment
-            done.add(vm)
+        pending.setdefault(point.manifest.vm_uuid, []).append(point)
+    if everything:
+        return {points[0].id: everything for points in pending.values()}
+    found: dict[bytes, int] = {}
+    count = 1
+    while pending:
+        moments = repository.verified_at([point for points in pending.values() for point in points[:count]])
+        for vm, points in list(pending.items()):
+            verified = next((point.id for point in points[:count] if moments[point.id]), None)
+            if verified is not None:
+                found[verified] = moments[verified]
+            pending[vm] = points[count:]
+            if verified is not None or not pending[vm]:
+                del pending[vm]
+        count *= 8
     return found
 
 

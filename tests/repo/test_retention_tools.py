@@ -31,6 +31,8 @@ HISTORIES = "abcdef"
 KEEP = (("keep", "yes"),)
 POLICIES = 12
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def randomness() -> random.Random:
