@@ -23,6 +23,7 @@ __all__ = [
     "current_password",
     "new_password",
     "password_for_init",
+    "password_from_file",
     "password_is_given",
     "unlock_patiently",
 ]
@@ -124,6 +125,15 @@ def _configured(invocation: Invocation) -> Source | None:
         if command:
             return partial(_from_command, command)
     return None
+
+
+def password_from_file(path: str) -> str:
+    """The password that the first line of a file is.
+
+    Raises:
+        WrongPassword: the file can not be read, or has none.
+    """
+    return _from_file(path)
 
 
 def _from_file(path: str) -> str:

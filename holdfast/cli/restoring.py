@@ -25,12 +25,28 @@ if TYPE_CHECKING:
     from holdfast.repo.format.manifest import ContentTree
     from holdfast.repo.points import Point
     from holdfast.repo.repository import Repository
-    from holdfast.repo.restore import RestoreCounters
+    from holdfast.repo.restore import LostRange, RestoreCounters
 
-__all__ = ["Restored", "carry_out"]
+__all__ = ["Restored", "RestoredHole", "carry_out"]
 
 _FILES_KEPT_FREE: Final = 128
 """File descriptors that are left for the repository and everything else."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoredHole:
+    """A part of a restored file that is zeros because it could not be read.
+
+    Args:
+        content: name of the disk or file in the restore point.
+        path: where it was written.
+    """
+
+    content: str
+    path: str
+    offset: int
+    length: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +55,24 @@ class Restored:
 
     bytes_written: int
     duration_s: float
+    damaged: tuple[RestoredHole, ...] = ()
 
 
 def carry_out(
-    repository: Repository, point: Point, plan: RestorePlan, progress: Progress, workers: int | None
+    repository: Repository,
+    point: Point,
+    plan: RestorePlan,
+    progress: Progress,
+    workers: int | None,
+    *,
+    allow_damaged: bool = False,
 ) -> Restored:
     """Writes what the plan says.
 
     Durability: all is on disk on return.
+
+    Args:
+        allow_damaged: write zeros where something is damaged.
 
     Raises:
         IntegrityError: something is damaged in the repository. Nothing is left behind.
@@ -55,15 +81,30 @@ def carry_out(
     began_s = time.monotonic()
     written = done = 0
     made: list[str] = []
+    damaged: list[RestoredHole] = []
     with contextlib.ExitStack() as undo:
         undo.callback(_remove, made)
         _make_folders(plan.folders, made)
         for batch in _batches(plan.outputs):
-            counters = _restore_batch(repository, point, plan, batch, made, progress, done, workers)
+            counters = _restore_batch(
+                repository, point, plan, batch, made, progress, done, workers, allow_damaged=allow_damaged
+            )
             written += counters.bytes_written
             done += counters.bytes_total
+            damaged += _holes(point, batch, counters.lost)
         undo.pop_all()
-    return Restored(written, time.monotonic() - began_s)
+    return Restored(written, time.monotonic() - began_s, tuple(damaged))
+
+
+def _holes(point: Point, batch: Sequence[PlannedFile], lost: Sequence[LostRange]) -> Iterator[RestoredHole]:
+    """What was lost, by the names that the restore point and the destination have for it."""
+    outputs = [output for output in batch if output.content is not None]
+    names = [(disk.info.name, disk.tree) for disk in point.manifest.disks]
+    names += [(file.info.name, file.tree) for file in point.manifest.files]
+    for part in lost:
+        output = outputs[part.content]
+        name = next((name for name, tree in names if tree is output.content), output.path)
+        yield RestoredHole(name, output.path, part.offset, part.length, part.reason)
 
 
 def _batches(outputs: Sequence[PlannedFile]) -> Iterator[Sequence[PlannedFile]]:
@@ -88,6 +129,8 @@ def _restore_batch(
     progress: Progress,
     done: int,
     workers: int | None,
+    *,
+    allow_damaged: bool,
 ) -> RestoreCounters:
     sinks: list[BlockSink] = []
     with contextlib.ExitStack() as undo:
@@ -113,6 +156,7 @@ def _restore_batch(
             on_progress=lambda counters: progress.update(
                 done + counters.bytes_done, plan.size_bytes, bytes_written=counters.bytes_written
             ),
+            allow_damaged=allow_damaged,
         )
         for output, sink in zip(batch, sinks, strict=True):
             new = not os.path.lexists(output.path)

@@ -113,7 +113,8 @@ class CheckReport:
                 )
             return DamagedPoint(
                 f"{count} restore point{'s are' if count > 1 else ' is'} damaged",
-                hint="back the same VM up again: content that is still there is stored anew",
+                hint="run 'holdfast check --repair', with --from OTHER_REPOSITORY if there is one; after it, a backup of the "
+                "same VM stores anew what is still there",
             )
         if "pack" in kinds:
             return DamagedData(

@@ -132,6 +132,9 @@ class RepositoryStatistics:
         packs_bytes: length of all packs, as committed.
         live_bytes: of those, records that the index points to.
         oldest_verification: Unix seconds; 0 if some pack was never verified; None without packs.
+        oldest_unverified: Unix seconds since which some byte was not verified: the oldest verification of a pack, or
+            the making of one that never was; None without packs.
+        verified_bytes: of all packs that were verified since they last grew.
     """
 
     vms: int
@@ -143,6 +146,8 @@ class RepositoryStatistics:
     dead_bytes: int
     index: IndexFigures
     oldest_verification: int | None
+    oldest_unverified: int | None = None
+    verified_bytes: int = 0
 
 
 class Repository:
@@ -823,6 +828,8 @@ class Repository:
             dead_bytes=sum(row.dead_bytes for row in packs),
             index=self._index().figures(),
             oldest_verification=min((row.verified for row in packs), default=None),
+            oldest_unverified=min((row.verified or row.created for row in packs), default=None),
+            verified_bytes=sum(row.committed_bytes for row in packs if row.verified),
         )
 
     # --- keys

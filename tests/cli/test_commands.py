@@ -280,7 +280,7 @@ def test_check_names_what_is_damaged(holdfast, repo) -> None:
     assert len(damaged) == 2
     assert re.search(r"restore point [0-9a-f]{12} of web1, web1\.vmdk, bytes \d+ to \d+ \(\d", damaged[0])
     assert "2 restore points are damaged" in outcome.err
-    assert "hint: back the same VM up again" in outcome.err
+    assert "hint: run 'holdfast check --repair'" in outcome.err
     outcome = holdfast("check", "-r", repo, "--read-data", "--json")
     assert outcome.code == outcome.error["code"] == 23
     assert outcome.summary["ok"] is False

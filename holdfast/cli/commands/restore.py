@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
 import click
 
 from holdfast.cli.invocation import Invocation
 from holdfast.cli.options import repository_options, workers_option
-from holdfast.cli.output import Column, print_json, print_table, say
+from holdfast.cli.output import Column, Json, print_json, print_table, say
 from holdfast.cli.progress import progress
+from holdfast.errors import EXIT_WARNINGS, DamagedData
 from holdfast.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from holdfast.cli.restore_plan import RestorePlan
-    from holdfast.cli.restoring import Restored
+    from holdfast.cli.restoring import Restored, RestoredHole
     from holdfast.esxi.layout import RestoreFormat
     from holdfast.repo.points import Point
 
@@ -34,6 +37,7 @@ __all__ = ["command"]
     help="How disks are written: as they were, as raw images, or as descriptor and flat .vmdk.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace files that exist, or write onto a block device.")
+@click.option("--allow-damaged", is_flag=True, help="Leave holes where something is damaged, and list them.")
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would be written, and write nothing.")
 @workers_option
 @repository_options
@@ -45,6 +49,7 @@ def command(
     disk: str | None,
     as_: str,
     overwrite: bool,
+    allow_damaged: bool,
     dry_run: bool,
     workers: int | None,
 ) -> None:
@@ -53,6 +58,9 @@ def command(
     A VM is written into the folder DEST, which is made if need be. A single disk is written to the file or
     block device DEST, or into DEST if that is a folder or ends in '/'. No file shows under its name before it is
     complete, and nothing is left behind by a restore that fails.
+
+    With --allow-damaged, what can not be read of a damaged restore point is zeros in the files; the list of these
+    ranges is printed, and the exit code is 100.
     """
     from holdfast.cli.restore_plan import plan_restore
     from holdfast.cli.restoring import carry_out
@@ -66,9 +74,24 @@ def command(
             _tell_plan(invocation, found, plan)
             return
         invocation.if_interrupted = "unfinished files were removed"
-        with progress(invocation, f"restoring {found.manifest.vm_name}") as shown:
-            restored = carry_out(repository, found, plan, shown, workers)
+        with _hinting(point), progress(invocation, f"restoring {found.manifest.vm_name}") as shown:
+            restored = carry_out(repository, found, plan, shown, workers, allow_damaged=allow_damaged)
     _tell(invocation, found, plan, restored)
+    if restored.damaged:
+        invocation.exit_code = EXIT_WARNINGS
+
+
+@contextlib.contextmanager
+def _hinting(point: str) -> Iterator[None]:
+    """Says of damage what can be done in spite of it."""
+    try:
+        yield
+    except DamagedData as error:
+        raise DamagedData(
+            error.message,
+            hint="'holdfast check --repair' heals what it can; --allow-damaged restores all that is intact, and lists "
+            f"the rest (as 'holdfast check --read-data {point}' does)",
+        ) from error
 
 
 def _tell_plan(invocation: Invocation, point: Point, plan: RestorePlan) -> None:
@@ -83,6 +106,7 @@ def _tell_plan(invocation: Invocation, point: Point, plan: RestorePlan) -> None:
                 "size_bytes": plan.size_bytes,
                 "bytes_written": 0,
                 "duration_s": 0.0,
+                "damaged": [],
                 "dry_run": True,
             }
         )
@@ -106,6 +130,7 @@ def _tell(invocation: Invocation, point: Point, plan: RestorePlan, restored: Res
                 "size_bytes": plan.size_bytes,
                 "bytes_written": restored.bytes_written,
                 "duration_s": round(restored.duration_s, 3),
+                "damaged": [_as_json(part) for part in restored.damaged],
                 "dry_run": False,
             }
         )
@@ -118,3 +143,21 @@ def _tell(invocation: Invocation, point: Point, plan: RestorePlan, restored: Res
         f"  {count} file{'' if count == 1 else 's'}, size {format_size(plan.size_bytes)}, written "
         f"{format_size(restored.bytes_written)} in {format_duration(restored.duration_s)} ({format_size(int(rate))}/s)"
     )
+    for part in restored.damaged:
+        say(
+            f"damaged: {part.content}, bytes {part.offset} to {part.offset + part.length} "
+            f"({format_size(part.length)}) are zeros in {part.path}: {part.reason}"
+        )
+    if restored.damaged:
+        lost = sum(part.length for part in restored.damaged)
+        say(f"  {format_size(lost)} could not be restored")
+
+
+def _as_json(part: RestoredHole) -> dict[str, Json]:
+    return {
+        "disk": part.content,
+        "path": part.path,
+        "offset": part.offset,
+        "length": part.length,
+        "reason": part.reason,
+    }

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from typing import TYPE_CHECKING
+
 import click
 
 from holdfast.cli.invocation import Invocation
 from holdfast.cli.options import repository_options
 from holdfast.cli.output import print_facts, print_json
-from holdfast.units import format_size, format_time
+from holdfast.units import format_duration, format_size, format_time
+
+if TYPE_CHECKING:
+    from holdfast.repo.repository import RepositoryStatistics
 
 __all__ = ["command"]
 
@@ -45,6 +51,8 @@ def command(invocation: Invocation, vm: str | None) -> None:
                 "index_bytes": figures.index.used_bytes,
                 "sessions": figures.index.sessions,
                 "oldest_verification": format_time(verified) if verified else None,
+                "verified_bytes": figures.verified_bytes,
+                "oldest_unverified_age_s": _age_s(figures),
             }
         )
         return
@@ -61,12 +69,24 @@ def command(invocation: Invocation, vm: str | None) -> None:
             ("  no longer in use", format_size(figures.dead_bytes)),
             ("index", f"{figures.index.records} records, {format_size(figures.index.used_bytes)}"),
             ("sessions", str(figures.index.sessions)),
-            ("all bytes verified", _verified(figures.oldest_verification)),
+            ("verified", _verified(figures)),
         ]
     )
 
 
-def _verified(unix_s: int | None) -> str:
-    if unix_s is None:
+def _age_s(figures: RepositoryStatistics) -> int | None:
+    since = figures.oldest_unverified
+    return None if since is None else max(0, int(time.time()) - since)
+
+
+def _verified(figures: RepositoryStatistics) -> str:
+    age_s = _age_s(figures)
+    if age_s is None:
         return "nothing is stored yet"
-    return f"since {format_time(unix_s)}" if unix_s else "not all of them yet: holdfast check --read-data"
+    age = "less than a minute" if age_s < 60 else format_duration(age_s)
+    if figures.oldest_verification:
+        return f"all, the oldest byte {age} ago ({format_time(figures.oldest_verification)})"
+    return (
+        f"{format_size(figures.verified_bytes)}; the oldest unverified byte is {age} old "
+        "(holdfast check --read-data)"
+    )
