@@ -173,7 +173,7 @@ class PackChecker:
         if self._harmless:
             packs = "1 pack is" if len(self._harmless) == 1 else f"{len(self._harmless)} packs are"
             self.notes.append(
-                f"{packs} damaged where nothing is that anybody needs ({sum(self._harmless.values())} bytes)"
+                f"{packs} damaged in parts that nothing needs ({sum(self._harmless.values())} bytes)"
             )
 
     # --- one pack

@@ -133,7 +133,7 @@ def _require_sense(
         raise UsageError("--from needs --repair")
     if any(limits) and not reads:
         raise UsageError(
-            "--max-time, --max-bytes and --older-than limit what --read-data reads", hint="add it"
+            "--max-time, --max-bytes and --older-than limit what --read-data reads", hint="add --read-data"
         )
     if any(limits) and points:
         raise UsageError(
