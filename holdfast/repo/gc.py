@@ -2,7 +2,8 @@
 
 Begin: one transaction begins a new epoch and takes forgotten points that nobody holds out of the list. What is
 added or relied on from then on is of the new epoch.
-Mark: every node of every listed point, and of what sessions have stored, puts the ids below it into a `LiveSet`.
+Mark: every node of what sessions have stored, and then of every listed point, puts the ids below it into a
+`LiveSet`. In this order, since a session that ends meanwhile ends in the transaction that lists its point.
 Sweep: the index is read in key order; what is not marked and of an older epoch is dropped in small transactions,
 each of which looks at the epoch again. A backup that comes to rely on a record in the meantime renews its epoch;
 one that comes too late finds the record gone when it commits, and stores it anew.
@@ -22,6 +23,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -59,7 +61,7 @@ __all__ = ["CollectOptions", "CollectReport", "Collector"]
 
 _SCAN_ROWS: Final = 100_000
 _SWEEP_IDS: Final = 4096
-_BLOCK: Final = 4096
+_ROOTS: Final = 4096
 _LEAST_HOLE_BYTES: Final = 64 * KIB
 _LEAST_DEAD_BYTES: Final = MIB
 _COPY_BYTES: Final = 8 * MIB
@@ -174,7 +176,7 @@ class Collector:
                 self._mark_collected(collection.removed)
             except DiskFull as error:
                 self.report.notes.append(f"collected points could not be noted in the packs: {error.message}")
-        live = self._mark(self._index.points())
+        live = self._mark(self._index.points)
         for doomed in self._unmarked(live, collection.epoch):
             for first in range(0, len(doomed), _SWEEP_IDS):
                 self._check_time()
@@ -190,7 +192,7 @@ class Collector:
         listed = self._index.points()
         kept = [row for row in listed if not row.hidden or row.id in held]
         self.report.points = len(listed) - len(kept)
-        live = self._mark(kept)
+        live = self._mark(lambda: kept)
         dead = {row.number: row.dead_bytes for row in self._index.packs()}
         for doomed in self._unmarked(live, 2**32):
             for place in self._index.lookup(doomed):
@@ -207,9 +209,14 @@ class Collector:
 
     # --- mark
 
-    def _mark(self, points: Sequence[PointRow]) -> LiveSet:
+    def _mark(self, list_points: Callable[[], Sequence[PointRow]]) -> LiveSet:
         live = LiveSet(self._index.figures().records)
         seen = IdSet()
+        for session in self._index.sessions():
+            roots = iter(self._index.roots(session.id))
+            while some := list(islice(roots, _ROOTS)):
+                seen = self._mark_roots(live, seen, some)
+        points = list_points()
         for done, row in enumerate(points):
             self._options.on_progress("mark", done, len(points))
             live.add(row.id)
@@ -222,19 +229,27 @@ class Collector:
                     "nothing was removed",
                     hint="run 'holdfast check --repair', or forget the damaged restore point",
                 ) from error
-        for session in self._index.sessions():
-            for root in self._index.roots(session.id):
-                # Its chunks are lost with it; the session's successor will store them anew.
-                with contextlib.suppress(DamagedData):
-                    self._mark_below(live, seen, [root])
         self._options.on_progress("mark", len(points), len(points))
-        self.report.nodes = len(seen)
         return live
+
+    def _mark_roots(self, live: LiveSet, seen: IdSet, roots: list[NodeId]) -> IdSet:
+        """Marks what is below roots of sessions; returns the nodes that need not be read again.
+
+        What is below one that can not be read is lost with it; the session's successor will store it anew.
+        """
+        with contextlib.suppress(DamagedData):
+            self._mark_below(live, seen, roots)
+            return seen
+        for root in roots:
+            with contextlib.suppress(DamagedData):
+                self._mark_below(live, IdSet(), [root])
+        return IdSet()  # the other one names nodes that were not read
 
     def _mark_below(self, live: LiveSet, seen: IdSet, roots: list[NodeId]) -> None:
         gathered: list[bytes] = []
         size = 0
         for node in walk_nodes(self._records, roots, seen):
+            self.report.nodes += 1
             gathered += (node.id, node.ids)
             size += len(node.ids)
             if size > 2 * MIB:
@@ -292,6 +307,12 @@ class Collector:
                 self._options.on_progress("compact", done, len(chosen))
                 self._compact(row)
             self._session.flush()
+        except DiskFull as error:
+            self.report.notes.append(f"packs could not be written anew: {error.message}")
+            for row in rows:
+                if row.number in chosen and row.dead_bytes >= _LEAST_DEAD_BYTES:
+                    self._check_time()
+                    self._give_back(row)
         finally:
             with contextlib.suppress(StorageError):
                 self._remove_dead()
@@ -457,9 +478,9 @@ class Collector:
 def _dead_runs(
     entries: Sequence[TableEntry], alive: Sequence[bool]
 ) -> tuple[list[tuple[int, int]], int, int]:
-    """The block-aligned ranges (start, end) that hold nothing alive; records in them, and those records' bytes."""
+    """The ranges (start, end) that hold nothing alive; the number of records in them, and their bytes."""
     runs: list[tuple[int, int]] = []
-    records = size = 0
+    records = 0
     at = 0
     while at < len(entries):
         if alive[at]:
@@ -470,12 +491,11 @@ def _dead_runs(
             at += 1
         start = entries[first].offset
         end = entries[at - 1].offset + RECORD_HEADER_BYTES + entries[at - 1].stored_bytes
-        start, end = -(-start // _BLOCK) * _BLOCK, end // _BLOCK * _BLOCK
-        if end - start >= _LEAST_HOLE_BYTES:
+        if end - start >= _LEAST_HOLE_BYTES and end - start == _total(entries[first:at]):
             runs.append((start, end))
-            for entry in entries[first:at]:  # one at the edge may stay whole
-                length = RECORD_HEADER_BYTES + entry.stored_bytes
-                if entry.offset < end and entry.offset + length > start:
-                    records += 1
-                    size += length
-    return runs, records, size
+            records += at - first
+    return runs, records, sum(end - start for start, end in runs)
+
+
+def _total(entries: Sequence[TableEntry]) -> int:
+    return sum(RECORD_HEADER_BYTES + entry.stored_bytes for entry in entries)

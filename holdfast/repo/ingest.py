@@ -320,16 +320,16 @@ class _Storing:
             if self._staged_bytes >= _STAGE_BYTES:
                 # While it is in the processor's cache. Should a commit come before the leaf, the leaf relies
                 # on these chunks like on any others.
-                self._append(frozenset(), None)
+                self._append(frozenset(), ())
 
     def finish(self, leaf: NodeId, plaintext: bytes) -> None:
         """Stores the leaf, and what has not been stored yet."""
         if leaf in self._unknown([leaf]):
             self._staged.append(self._sealer.seal(Kind.NODE, leaf, plaintext))
-        self._append(frozenset(self._relied) - {sealed.header.id for sealed in self._staged}, leaf)
+        self._append(frozenset(self._relied) - {sealed.header.id for sealed in self._staged}, (leaf,))
 
-    def _append(self, relied: frozenset[RecordId], leaf: NodeId | None) -> None:
-        segment = Segment(self._staged, relied, leaf, self._redo)
+    def _append(self, relied: frozenset[RecordId], roots: tuple[NodeId, ...]) -> None:
+        segment = Segment(self._staged, relied, roots, self._redo)
         self._staged, self._staged_bytes = [], 0
         self.new_bytes += self._acceptor.append(segment, self._generation)
 
@@ -675,7 +675,8 @@ class Ingest:
         unknown = self._acceptor.unknown([node for node, _ in nodes])
         records = [self._sealer.seal(Kind.NODE, node, text) for node, text in nodes if node in unknown]
         relied = frozenset(RecordId(node) for node, _ in nodes) - unknown
-        self._acceptor.append(Segment(records, relied, None, lambda: self._store_nodes(nodes)), generation)
+        roots = tuple(node for node, _ in nodes)
+        self._acceptor.append(Segment(records, relied, roots, lambda: self._store_nodes(nodes)), generation)
 
 
 def _zero(view: memoryview) -> None:

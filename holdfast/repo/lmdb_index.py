@@ -68,8 +68,8 @@ _VERSION: Final = b"version"
 INDEX_VERSION: Final = 1
 """Of the tables and their rows; an index of another version is rebuilt from the packs."""
 _DIGEST: Final = b"points"
-_LOST: Final = b"lost"
-"""A table that exists only once something was lost."""
+_LOST: Final = "lost"
+"""A table that read-only media may lack."""
 _REPOSITORY: Final = b"repository"
 _SCAN_ROWS: Final = 10_000
 
@@ -81,6 +81,7 @@ class _Shared:
     env: lmdb.Environment
     pid: int
     users: int
+    tables: dict[str, lmdb._Database]
 
 
 _OPEN: dict[tuple[int, int], _Shared] = {}
@@ -154,6 +155,28 @@ def _open_environment(folder: str, *, read_only: bool) -> lmdb.Environment:
     raise InternalError("unreachable")
 
 
+def _open_tables(env: lmdb.Environment, *, create: bool, read_only: bool) -> dict[str, lmdb._Database]:
+    """The tables of an environment that nobody else in this process uses yet.
+
+    Only then: the binding waits for the writer while it holds the interpreter's lock, and LMDB wants tables opened
+    one at a time.
+
+    Raises:
+        DamagedIndex: one is missing.
+    """
+    tables: dict[str, lmdb._Database] = {}
+    for name in _TABLES:
+        try:
+            tables[name] = env.open_db(name.encode(), create=create)
+        except lmdb.NotFoundError:
+            raise DamagedIndex("the index lacks a table") from None
+    with contextlib.suppress(lmdb.NotFoundError):
+        tables[_LOST] = env.open_db(_LOST.encode(), create=False)
+    if _LOST not in tables and not read_only:
+        tables[_LOST] = env.open_db(_LOST.encode(), create=True)
+    return tables
+
+
 def _with_dead(row: PackRow, count: int, size: int) -> PackRow:
     """The row of a pack in which some live records have died."""
     return replace(
@@ -182,12 +205,11 @@ class LmdbIndex:
         self._pid = os.getpid()
         self._closed = False
         self._known_packs: dict[PackId, int] = {}
-        self._lost: lmdb._Database | None = None
         try:
             if create:
                 os.makedirs(folder, mode=0o750, exist_ok=True)
             with _OPEN_LOCK, _translated("opening it", self._folder):
-                self._acquire()
+                self._acquire(create=create)
         except OSError as error:
             raise storage_error(error, f"opening the index {folder}") from error
         try:
@@ -197,7 +219,7 @@ class LmdbIndex:
             self.close()
             raise
 
-    def _acquire(self) -> None:
+    def _acquire(self, *, create: bool) -> None:
         path = os.path.join(self._folder, DATA_FILE)
         shared = None
         with contextlib.suppress(FileNotFoundError):
@@ -208,20 +230,27 @@ class LmdbIndex:
         if shared is None:
             env = _open_environment(self._folder, read_only=self._read_only)
             status = os.stat(path)
-            shared = _OPEN[status.st_dev, status.st_ino] = _Shared(env, self._pid, 0)
+            try:
+                tables = _open_tables(env, create=create, read_only=self._read_only)
+            except BaseException:
+                env.close()
+                raise
+            shared = _OPEN[status.st_dev, status.st_ino] = _Shared(env, self._pid, 0, tables)
             if not self._read_only:
                 env.reader_check()
         shared.users += 1
         self._key = (status.st_dev, status.st_ino)
         self._env = shared.env
+        self._chunks, self._packs, self._points, self._sessions, self._roots, self._meta = (
+            shared.tables[name] for name in _TABLES
+        )
+        self._lost = shared.tables.get(_LOST)
 
     def _prepare(self, repository: RepositoryId, *, create: bool) -> None:
         env = self._env
         if create:
-            for name in _TABLES:
-                env.open_db(name.encode(), create=True)
             with env.begin(write=True) as txn:
-                meta = env.open_db(b"meta", txn=txn)
+                meta = self._meta
                 if txn.get(_REPOSITORY, db=meta) is None:
                     txn.put(_REPOSITORY, repository, db=meta)
                     txn.put(_VERSION, rows.encode_counter(_VERSION, INDEX_VERSION), db=meta)
@@ -229,12 +258,7 @@ class LmdbIndex:
                     txn.put(_EPOCH, rows.encode_counter(_EPOCH, 1), db=meta)
                     empty = PointsDigest(0, bytes(32))
                     txn.put(_DIGEST, rows.encode_points_digest(_DIGEST, empty), db=meta)
-        try:
-            self._chunks, self._packs, self._points, self._sessions, self._roots, self._meta = (
-                env.open_db(name.encode(), create=False) for name in _TABLES
-            )
-        except lmdb.NotFoundError:
-            raise DamagedIndex("the index lacks a table") from None
+        head = self._head()  # before the transaction: somebody may commit a point and write it in between
         with env.begin() as txn:
             if txn.get(_REPOSITORY, db=self._meta) != repository:
                 raise DamagedIndex("the index belongs to another repository, or is damaged")
@@ -244,9 +268,7 @@ class LmdbIndex:
                     f"the index has version {version}, this Holdfast uses version {INDEX_VERSION}"
                 )
             newest = txn.id()
-        with contextlib.suppress(lmdb.NotFoundError):
-            self._lost = env.open_db(_LOST, create=False)
-        if self._head() > newest:
+        if head > newest:
             raise DamagedIndex("the index is older than the repository's newest restore point")
 
     def _begin(self, *, write: bool = False) -> lmdb.Transaction[bytes]:
@@ -646,9 +668,6 @@ class LmdbIndex:
 
     def drop(self, damaged: Mapping[RecordId, tuple[int, int]]) -> Swept:
         """See `Index.drop`."""
-        if self._lost is None:
-            with _translated("opening it", self._folder):
-                self._lost = self._env.open_db(_LOST, create=True)
         return self._take_out(
             "dropping damaged records",
             list(damaged),
@@ -684,9 +703,6 @@ class LmdbIndex:
 
     def lost(self) -> frozenset[RecordId]:
         """See `Index.lost`."""
-        if self._lost is None:
-            with contextlib.suppress(lmdb.NotFoundError):  # somebody else may have made it meanwhile
-                self._lost = self._env.open_db(_LOST, create=False)
         with _translated("listing lost records"), self._begin() as txn:
             # A writer that began before the table was made does not know of it, and stores without striking off.
             return frozenset(i for i in self._lost_ids(txn) if txn.get(i, db=self._chunks) is None)

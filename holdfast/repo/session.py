@@ -5,7 +5,10 @@ now and then all that has gathered is committed: the pack is synced, then one in
 batch visible. One batch is committed while the next one gathers.
 
 Invariants:
-- A leaf becomes a root of the session in the transaction that commits its chunks, never before.
+- A leaf becomes a root of the session in the transaction that commits its chunks, never before; an inner node in
+  the one that commits it. So a collection that begins between two batches finds all that was committed before.
+- What a batch does not store itself it relies on, even what the batch before it has just stored: a collection may
+  begin between the two.
 - The transaction verifies that every record the batch relies on still exists. If one is gone (collected
   meanwhile), the segments that relied on it are done again, and store it again.
 - The manifest is written when everything it needs has been committed.
@@ -64,13 +67,13 @@ class Segment:
     Args:
         records: that the index did not know.
         relied: ids that it did know.
-        leaf: becomes a root of the session; None for inner nodes.
+        roots: nodes that become roots of the session: the leaf, or inner nodes.
         redo: does the work again, from the source, and appends its outcome anew.
     """
 
     records: Sequence[Sealed]
     relied: frozenset[RecordId]
-    leaf: NodeId | None
+    roots: tuple[NodeId, ...]
     redo: Callable[[], None]
 
 
@@ -220,7 +223,9 @@ class Session:
             fresh = []
             for sealed in records:
                 record_id = sealed.header.id
-                if record_id not in known and record_id not in self._committing:
+                if record_id in self._committing:
+                    relied |= {record_id}
+                elif record_id not in known:
                     known.add(record_id)
                     fresh.append(sealed)
                     new_bytes += sealed.header.plain_bytes if sealed.header.kind is Kind.CHUNK else 0
@@ -230,8 +235,7 @@ class Session:
                 known.difference_update(sealed.header.id for sealed in fresh)
                 self._failure = self._failure or error
                 raise
-            relied = relied - known - self._committing
-            batch.segments.append(Segment((), relied, segment.leaf, segment.redo))
+            batch.segments.append(Segment((), relied - known, segment.roots, segment.redo))
             due = batch.bytes >= _BATCH_BYTES or time.monotonic() - batch.began >= _BATCH_AGE_S
         if due and (batch.bytes >= 2 * _BATCH_BYTES or not self._commit_lock.locked()):
             self._commit()
@@ -456,7 +460,7 @@ class Session:
                     relied={i for segment in segments for i in segment.relied},
                     replacing=batch.replacing,
                     changes=batch.changes,
-                    roots=[segment.leaf for segment in segments if segment.leaf is not None],
+                    roots=[root for segment in segments for root in segment.roots],
                     packs=progress,
                     point=None if redo else point,
                     ends_session=point is not None and not redo,
