@@ -126,7 +126,7 @@ class PackStore(Protocol):
         ...
 
     def punch(self, pack_id: PackId, ranges: Sequence[tuple[int, int]]) -> None:
-        """Gives the bytes in the ranges (start, end) back to the file system; they read as zeros then.
+        """Gives the bytes in the ranges (start, end) back to the file system; all of them read as zeros then.
 
         Durability: on disk on return. Where the file system can not, nothing happens.
         """

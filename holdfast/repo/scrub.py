@@ -274,7 +274,8 @@ class PackChecker:
             trusted: the entries are from a table; otherwise from headers, behind which anything may be.
         """
         here: dict[int, RecordId] = {}
-        lost = elsewhere = 0
+        lost = 0
+        elsewhere: list[TableEntry] = []
         for entry, place in zip(entries, self._lookup([e.id for e in entries]), strict=True):
             if place is None:
                 lost += trusted or self._is_intact(row, entry)
@@ -287,10 +288,12 @@ class PackChecker:
                 ):
                     look.find("index", f"the index gives record {entry.id.hex()[:16]} wrong lengths")
             else:
-                elsewhere += 1
+                elsewhere.append(entry)
         look.records = len(here)
-        if lost and lost + elsewhere > row.dead_records:
-            look.find("index", f"the index does not find {lost} records of pack {row.id.hex()}")
+        if lost and lost + len(elsewhere) > row.dead_records:
+            dead = sum(trusted or self._is_intact(row, entry) for entry in elsewhere)
+            if lost + dead > row.dead_records:
+                look.find("index", f"the index does not find {lost} records of pack {row.id.hex()}")
         return here
 
     def _lookup(self, ids: Sequence[RecordId]) -> Iterator[Place | None]:

@@ -127,7 +127,10 @@ class MemoryPackStore:
         return 1 << 40
 
     def allocated_bytes(self, pack_id: PackId) -> int:
-        return self.length(pack_id) or 0
+        with self._lock:
+            file = self._files.get(pack_id)
+            data = bytes(file.now) if file is not None else b""
+        return sum(_BLOCK for at in range(0, len(data), _BLOCK) if any(data[at : at + _BLOCK]))
 
     def can_punch(self) -> bool:
         return True
@@ -166,7 +169,7 @@ class MemoryPackStore:
                 if file.durable is None and rng.random() < 0.5:
                     del self._files[pack_id]
                     continue
-                file.now = bytearray(_after_power_loss(file.durable or b"", bytes(file.now), rng))
+                file.now = bytearray(after_power_loss(file.durable or b"", bytes(file.now), rng))
                 file.durable = bytes(file.now)
 
     def overwrite(self, pack_id: PackId, offset: int, data: bytes) -> None:
@@ -193,7 +196,7 @@ def _common_prefix(a: bytes, b: bytes) -> int:
     return low
 
 
-def _after_power_loss(durable: bytes, now: bytes, rng: random.Random) -> bytes:
+def after_power_loss(durable: bytes, now: bytes, rng: random.Random) -> bytes:
     """One of the images that a crash may leave between a synced one and the newest one."""
     manner = rng.randrange(4)
     if manner == 0:
