@@ -283,7 +283,7 @@ def run_backup(
     session, others, parent = _begin_session(engine, sealer, now, parent)
     try:
         ingest = _ingest(engine, session, sealer, others, options)
-        trees = _take_in(ingest, machine, parent, options)
+        trees, mapped = _take_in(ingest, machine, parent, options)
         manifest = build_manifest(
             machine,
             trees,
@@ -294,7 +294,7 @@ def run_backup(
             received_ms=began_ms,
             config=engine.config,
             parent=parent,
-            mapped=_mapped(machine, parent, options),
+            mapped=mapped,
             statistics=PointStatistics(
                 bytes_read=ingest.counters.bytes_read,
                 bytes_new=ingest.counters.bytes_new,
@@ -380,16 +380,10 @@ def _begin_session(
         return _begin_session(engine, sealer, now, None)
 
 
-def _mapped(machine: Machine, parent: Point | None, options: BackupOptions) -> frozenset[str]:
-    """Names of the disks for which a change map is used: it needs the same disk in the parent."""
-    parents = matching_contents(machine, parent)
-    known = {disk.info.name for disk, tree in zip(machine.disks, parents, strict=False) if tree is not None}
-    return frozenset(known & (options.changes or {}).keys())
-
-
 def _take_in(
     ingest: Ingest, machine: Machine, parent: Point | None, options: BackupOptions
-) -> list[ContentTree]:
+) -> tuple[list[ContentTree], frozenset[str]]:
+    """The trees of all contents, and the names of the disks for which a change map was used."""
     changes = options.changes or {}
     unknown = changes.keys() - {disk.info.name for disk in machine.disks}
     if unknown:
@@ -402,7 +396,9 @@ def _take_in(
         for disk, tree in zip(machine.disks, parents, strict=False)
     ]
     contents += [ingest.content(file.source, tree) for file, tree in zip(machine.files, parents, strict=True)]
-    return ingest.run(contents)
+    disks = zip(machine.disks, contents, strict=False)
+    mapped = frozenset(disk.info.name for disk, content in disks if content.changes is not None)
+    return ingest.run(contents), mapped
 
 
 def _summary(

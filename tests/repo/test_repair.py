@@ -478,6 +478,7 @@ class TestWithoutACopy:
             changed = [*units[:20], 999, *units[21:]]
             summary = repository.backup(machine_of([content(changed)], name="web1"), options)
             assert summary.bytes_read > 100 * UNIT
+            assert repository.resolve("web1@latest").manifest.disks[0].read == "full"
             made = repository.resolve("web1@latest")
             assert restored(repository, made)["disk0.raw"] == content(changed)
 
