@@ -48,7 +48,7 @@ bench-peers: setup ## the same side by side with borg, restic, casync, zstd and 
 	python -m benchmarks.compare peers --borg benchmarks/cache/borg/bin/borg $(BENCH)
 
 bench-report: setup ## write docs/BENCHMARKS.md; BENCH='--publish peers=benchmarks/results/FILE.json' takes in a result
-	pip install --quiet --disable-pip-version-check '.[bench]'
+	pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	python -m benchmarks.report $(BENCH)
 
 clean: ## remove caches and build products
