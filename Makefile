@@ -1,7 +1,7 @@
 # `make` alone lists the targets. Everything that they need is set up by tools/setup on the way.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak check format docs bench bench-peers bench-report clean distclean
+.PHONY: help setup demo test soak check format docs reliability bench bench-peers bench-report clean distclean
 
 # The tools of the virtual environment first; sbin last, since mkfs.ext4 lives there and needs no root.
 export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
@@ -37,8 +37,11 @@ format: setup ## put the code into the project's format, and fix what ruff can f
 	ruff format
 	ruff check --fix
 
-docs: setup ## write the generated documents anew
+docs: setup ## write the generated documents anew, but for those that take minutes (reliability, bench-report)
 	python tools/exit_codes.py --write
+
+reliability: setup ## interrupt every command at every step, and write docs/RELIABILITY.md from what is left; minutes
+	PYTHONPATH=tests/repo OPENBLAS_NUM_THREADS=1 python -m rig.reliability $(ARGS)
 
 bench: setup ## measure Holdfast against its ceilings; BENCH='--images FOLDER --runs 3' as benchmarks/compare.py takes them
 	python -m benchmarks.compare holdfast $(BENCH)

@@ -1,13 +1,16 @@
-"""A backup is killed at every single operation that reaches storage, before, after and amid it.
+"""Every command that changes a repository is interrupted at every step by which it does so. What that leaves is
+published in docs/RELIABILITY.md, and the document is held against it here (`rig.matrix`: real folders and processes).
 
-For each of them the promises are held against what is left: every listed point restores bit for bit and
-nothing unfinished is listed, `check` finds nothing, earlier points are untouched, and the next backup finds
+Then in memory, where more can be tried: a backup is killed at every single operation that reaches storage, before,
+after and amid it. For each of them the promises are held against what is left: every listed point restores bit for
+bit and nothing unfinished is listed, `check` finds nothing, earlier points are untouched, and the next backup finds
 again what the dead one had stored. The dead process leaves everything that it wrote (kill -9), or the machine
 loses what was not synced (power cut; see `rig.stores`).
 """
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -17,10 +20,42 @@ import pytest
 from rig.disks import content, machine_of
 from rig.engine import ONE_WORKER, MemoryWorld, Truth, chunk_copies, restored
 from rig.faults import Crash, CrashAt, Faults, When, disk_error, disk_full
+from rig.matrix import run_operation
+from rig.operations import OPERATIONS
+from rig.reliability import DOCUMENT, Rows, parsed, rendered, rows_of
 
 from holdfast.errors import StorageError
 from holdfast.repo import session
 from holdfast.repo.repository import Repository
+
+EVERY = bool(os.environ.get("HOLDFAST_SOAK"))
+
+
+@pytest.fixture(scope="module")
+def published() -> dict[str, Rows]:
+    """The tables of docs/RELIABILITY.md."""
+    return parsed(DOCUMENT.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("operation", [operation.name for operation in OPERATIONS])
+def test_every_fault_leaves_what_is_published(operation: str, published: dict[str, Rows]) -> None:
+    """At every step with HOLDFAST_SOAK=1, else at some of each kind."""
+    found = rows_of(run_operation(operation, every=EVERY))
+    rows = published.get(operation, {})
+    hint = "if that is right, 'make reliability' writes the document anew"
+    assert found.keys() == rows.keys(), hint
+    surprises = {row: beyond for row, what in found.items() if (beyond := what.beyond(rows[row]))}
+    assert not surprises, hint
+
+
+def test_the_published_matrix_is_as_it_was_written(published: dict[str, Rows]) -> None:
+    """No row was written by hand, and none of them speaks of lost data."""
+    assert published.keys() == {operation.name for operation in OPERATIONS}
+    assert rendered(published) == DOCUMENT.read_text(encoding="utf-8")
+    rows = [row for rows in published.values() for row in rows.values()]
+    assert all(row.lost <= {"none", "the running backup"} for row in rows)
+    assert sum(row.instants for row in rows) > 2000
+
 
 FIRST = content([*range(1, 13), 0, 0, 0, 0, *range(13, 40)])
 SECOND = content([*range(1, 9), 100, 101, 0, 0, *range(200, 231), 17, 18, *range(232, 256)], b"and a tail")
