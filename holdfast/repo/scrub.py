@@ -33,6 +33,7 @@ from holdfast.repo.packs import PackStore
 from holdfast.repo.parallel import run_parallel
 from holdfast.repo.records import PackScanner, ScannedRecord
 from holdfast.repo.recover import read_pack_header, read_table
+from holdfast.units import MIB
 
 __all__ = ["Finding", "FindingKind", "PackChecker"]
 
@@ -244,7 +245,7 @@ class PackChecker:
         if missing:
             look.broken = _Broken(here.keys(), f"pack {name} has no intact record there")
             if scanned.damaged and not read_data:
-                _find_damaged(look, row, scanned.damaged)
+                _find_damaged(self._packs, look, row, scanned.damaged)
             elif look.sound and not scanned.damaged:
                 look.find(
                     "index", f"the index counts {row.records} records in pack {name}, {len(here)} are there"
@@ -348,7 +349,7 @@ class PackChecker:
         for offset, record_id in lost:
             look.bad.setdefault(record_id, reason or f"damaged at byte {offset} of pack {name}")
         if scanner.damaged and (lost or missing):
-            _find_damaged(look, row, scanner.damaged)
+            _find_damaged(self._packs, look, row, scanner.damaged)
         elif lost and not reason:
             look.find("pack", f"pack {name} holds {len(lost)} records in places that are not theirs")
         elif not lost and not missing:
@@ -360,9 +361,21 @@ class PackChecker:
         look.sound &= not lost and not missing and not reason
 
 
-def _find_damaged(look: _Look, row: PackRow, damaged: Sequence[tuple[int, int]]) -> None:
+def _find_damaged(packs: PackStore, look: _Look, row: PackRow, damaged: Sequence[tuple[int, int]]) -> None:
     for offset, length in damaged:
+        if row.state is PackState.HOLED and _are_zeros(packs, row, offset, length):
+            continue  # a hole: given back by a collection
         look.find("pack", f"pack {row.id.hex()}: {length} damaged bytes from byte {offset} on")
+
+
+def _are_zeros(packs: PackStore, row: PackRow, offset: int, length: int) -> bool:
+    try:
+        for at in range(offset, offset + length, MIB):
+            if packs.read(row.id, at, min(MIB, offset + length - at)).strip(b"\0"):
+                return False
+    except HoldfastError:
+        return False
+    return True
 
 
 def _entry(record: ScannedRecord) -> TableEntry:
