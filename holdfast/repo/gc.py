@@ -55,7 +55,7 @@ from holdfast.repo.records import PackScanner, RecordReader
 from holdfast.repo.recover import read_table
 from holdfast.repo.session import Session
 from holdfast.repo.walk import walk_nodes
-from holdfast.units import KIB, MIB
+from holdfast.units import GIB, KIB, MIB
 
 __all__ = ["CollectOptions", "CollectReport", "Collector"]
 
@@ -64,8 +64,12 @@ _SWEEP_IDS: Final = 4096
 _ROOTS: Final = 4096
 _LEAST_HOLE_BYTES: Final = 64 * KIB
 _LEAST_DEAD_BYTES: Final = MIB
+_LEAST_DEAD_SHARE: Final = 1 / 32
+"""Looking at a pack costs a lookup for each of its records, so a little dead space is left until it is more,
+unless room is scarce."""
 _COPY_BYTES: Final = 8 * MIB
 _SPARE_BYTES: Final = 64 * MIB
+_PLENTY_BYTES: Final = 4 * GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,8 +301,9 @@ class Collector:
                     continue
                 room -= row.live_bytes
                 chosen.add(row.number)
+        share = _LEAST_DEAD_SHARE if self._packs.free_bytes() > _PLENTY_BYTES else 0.0
         for row in rows:
-            if row.number not in chosen and row.dead_bytes >= _LEAST_DEAD_BYTES:
+            if row.number not in chosen and row.dead_bytes >= max(_LEAST_DEAD_BYTES, share * row.live_bytes):
                 self._check_time()
                 self._give_back(row)
         try:
