@@ -258,6 +258,87 @@ def _change_map(found: dict[str, Any]) -> Iterator[str]:
     )
 
 
+def _beside(found: dict[str, Any], large: dict[str, Any]) -> Iterator[str]:
+    alone = large["backup_alone_s"]
+    ways = [("beside", "beside a collection"), ("beside_nice", "beside one with nice 10")]
+    yield f"A backup of {found['new_bytes'] / 2**30:g} GiB of new random data into it (target: slowed by less than a third):"
+    yield ""
+    yield from _table(
+        ["backup", "s", "slower by", "the collection, s"],
+        [["alone", f"{alone:.2f}", "", ""]]
+        + [
+            [
+                title,
+                f"{large[way]['backup_s']:.2f}",
+                f"{large[way]['backup_s'] / alone - 1:.0%}",
+                f"{large[way]['collect_s']:.1f}",
+            ]
+            for way, title in ways
+        ],
+    )
+
+
+def _collection(found: dict[str, Any], remarks: dict[str, str]) -> Iterator[str]:
+    large, one = found["large"], found["one"]
+    shape = large["shape"]
+    yield "## Keeping"
+    yield ""
+    yield (
+        f"A synthetic repository of {large['chunks'] / 1e6:.1f} million chunks and {large['all_points']} restore points: "
+        f"{shape['vms']} VMs, {shape['changed'] / shape['segments']:.1%} of the segments of each differ from point to point "
+        "(`benchmarks/collection.py`: real packs, nodes, manifests and index, chunks without payloads; what is left after "
+        f"each collection is compared with what must be). {_machine(found)}."
+    )
+    yield ""
+
+    def mb(value: float) -> str:
+        return f"{value / 1e6:.0f}"
+
+    plan, gc, explain = large["plan"], large["gc"], large["explain"]
+    yield from _table(
+        ["work", "s", "CPU s", "anonymous memory, MB", "with the mapped index, MB", "target"],
+        [
+            [
+                f"plan a prune of {plan['points']} points",
+                f"{plan['plan_s']:.2f}",
+                f"{plan['cpu_s']:.2f}",
+                mb(plan["anon_bytes"]),
+                mb(plan["rss_bytes"]),
+                "< 2 s",
+            ],
+            [
+                f"gc after forgetting {gc['points']} points",
+                f"{gc['collect_s']:.1f}",
+                f"{gc['cpu_s']:.1f}",
+                mb(gc["anon_bytes"]),
+                mb(gc["rss_bytes"]),
+                "< 60 s, < 512 MB",
+            ],
+            [
+                "bytes that each point alone needs (`--explain`)",
+                f"{explain['explain_s']:.1f}",
+                f"{explain['cpu_s']:.1f}",
+                mb(explain["anon_bytes"]),
+                mb(explain["rss_bytes"]),
+                "",
+            ],
+        ],
+    )
+    if "beside" in large:
+        yield from _beside(found, large)
+    percent = one["changed_bytes"]
+    yield (
+        f"Removing one of {one['shape']['points']} points of a disk of {one['shape']['segments'] / 64:g} GiB that differ by 1 % "
+        f"({mb(percent)} MB stored, {mb(one['changed_plain_bytes'])} MB of the disk), nothing cached: forget {one['forget_s']:.2f} s, "
+        f"gc {one['collect_s']:.1f} s; {mb(one['io']['read_bytes'])} MB read from the disk and "
+        f"{mb(one['io']['write_bytes'])} MB written, for {mb(one['dropped_bytes'])} MB that are given back."
+    )
+    yield ""
+    if "collection" in remarks:
+        yield " ".join(remarks["collection"].split())
+        yield ""
+
+
 def plots(run: Summary, scale: dict[str, Any] | None, folder: Path) -> Iterator[str]:
     """Draws what the tables say into a folder; yields the lines that show the pictures."""
     import matplotlib as mpl
@@ -326,6 +407,7 @@ def render(
     remarks: dict[str, str],
     pictures: Sequence[str] = (),
     change_map: dict[str, Any] | None = None,
+    collection: dict[str, Any] | None = None,
 ) -> str:
     """The whole document.
 
@@ -365,6 +447,8 @@ def render(
         lines += [*_index(scale, remarks), *[line for picture in pictures[2:] for line in (picture, "")]]
     if change_map:
         lines += _change_map(change_map)
+    if collection:
+        lines += _collection(collection, remarks)
     if "not-measured" in remarks:
         lines += ["## Not measured yet", "", remarks["not-measured"], ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -378,7 +462,7 @@ def main() -> None:
     for item in arguments.publish:
         name, _, path = item.partition("=")
         print(publish(Path(path), name))
-    others: dict[str, dict[str, Any] | None] = {"index": None, "change_map": None}
+    others: dict[str, dict[str, Any] | None] = dict.fromkeys(("index", "change_map", "collection"))
     runs = []
     for path in sorted(PUBLISHED.glob("*.json")):
         if path.stem in others:
@@ -389,7 +473,7 @@ def main() -> None:
     remarks = tomllib.loads(_REMARKS.read_text(encoding="utf-8"))
     target = _DOCS / "BENCHMARKS.md"
     pictures = list(plots(_widest(runs), scale, _DOCS / "images"))
-    text = render(runs, scale, remarks, pictures, others["change_map"])
+    text = render(runs, scale, remarks, pictures, others["change_map"], others["collection"])
     target.write_text(text, encoding="utf-8")
     print(target)
 

@@ -8,17 +8,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from benchmarks.collection import follow_change, large, one_percent, shape_of, verify
 from benchmarks.compare import run_workload
 from benchmarks.guests import DAY_1
 from benchmarks.index_scale import one_size
 from benchmarks.measure import CommandFailed, Usage, compare_files, data_extents, run, tree_size
 from benchmarks.report import plots, render
 from benchmarks.summary import Summary, load, summarize
+from benchmarks.synthetic import Shape, make
 from benchmarks.targets import verdicts
 from benchmarks.tools import Copy, Tool, make_tools
 from benchmarks.workloads import WORKLOADS
+from holdfast.repo.repository import Repository
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +164,37 @@ def test_the_index_is_measured_at_a_size(program: str, tmp_path: Path) -> None:
     assert 60 < figures["bytes_per_record"] < 250
     assert figures["lookup_hit_per_s"] > 1000
     assert figures["backup_s"] > 0
+
+
+def test_collections_are_measured(result: dict[str, Any], tmp_path: Path, program: str) -> None:
+    found = {
+        "machine": result["machine"],
+        "new_bytes": 16 << 20,
+        "one": follow_change(str(tmp_path), one_percent(1, 10)),
+        "large": large(str(tmp_path), shape_of(0.02, 40), 16 << 20, program),
+    }
+    assert found["one"]["points"] == 1
+    assert found["one"]["records"] >= 180
+    assert found["large"]["gc"]["records"] > 30
+    text = render([with_peer(result, "casync", 2.0)], None, {"collection": "Why."}, collection=found)
+    assert "## Keeping" in text
+    assert "Why." in text
+
+
+def test_what_a_collection_leaves_is_compared(tmp_path: Path) -> None:
+    shape = Shape(1, 3, 4, 1, 1, 10)
+    path = str(tmp_path / "repo")
+    with Repository.init(path) as repository:
+        own = repository.config.id
+    made = make(path, own, shape)
+    before = np.ones((1, 3), bool)
+    kept = np.array([[False, True, True]])
+    with pytest.raises(CommandFailed, match="has left"):
+        verify(path, made, before, kept)
+    with Repository.open(path) as repository:
+        repository.forget(repository.points()[:1])
+        assert repository.collect().records == 1 + 2 + 10
+        assert len(repository.points()) == 2
+    assert verify(path, made, before, kept)["left_records"] == 0
+    with pytest.raises(CommandFailed, match="has dropped"):
+        verify(path, made, before, before)
