@@ -29,7 +29,7 @@ from holdfast.chunker.splice import KeptPart, NewPart, splice
 from holdfast.disk import BlockSource, ChangeMap
 from holdfast.errors import IntegrityError
 from holdfast.ids import HOLE_ID, ChunkId, NodeId, RecordId
-from holdfast.repo.buffers import SegmentBuffers
+from holdfast.repo.buffers import SegmentBuffers, new_buffer
 from holdfast.repo.codec import Sealed, Sealer
 from holdfast.repo.format.manifest import ContentTree
 from holdfast.repo.format.node import Leaf, encode_leaf
@@ -524,7 +524,9 @@ class Ingest:
             stop = min(end * self._segment_bytes, content.source.size_bytes)
             self.counters.bytes_done += stop - first * self._segment_bytes
 
-    def _cuts(self, content: Content, segment: int, parent: _ParentLeaf | None) -> Iterator[_Cut]:
+    def _cuts(
+        self, content: Content, segment: int, parent: _ParentLeaf | None, buffer: memoryview
+    ) -> Iterator[_Cut]:
         """Reads a segment, cuts it and names its chunks, some of it at a time.
 
         As long as the parent's parts prove equal they are followed, without looking for cuts: equal bytes have
@@ -532,8 +534,7 @@ class Ingest:
         its parts are tried again from there. A cut is final once the chunker's lookahead behind it is known too;
         what comes after the last final cut is looked at again together with the next bytes.
         """
-        length = segment_length(content.source.size_bytes, self._segment_bytes, segment)
-        window = _Window(content.source, segment * self._segment_bytes, self._buffers.view(length))
+        window = _Window(content.source, segment * self._segment_bytes, buffer)
         name = self._keys.namer(Kind.CHUNK)
         followed = _Followed(parent.leaf, name) if parent is not None else None
         at, size = 0, _WINDOW_BYTES
@@ -615,7 +616,10 @@ class Ingest:
         reading_s, read, done = 0.0, 0, 0
         began = clock = time.monotonic()
         patched = self._patched(content, segment) if content.changes else None
-        for cut in [patched] if patched else self._cuts(content, segment, parent):
+        length = segment_length(content.source.size_bytes, self._segment_bytes, segment)
+        # Done again amid another segment's work, whose pieces are in this thread's buffer.
+        buffer = new_buffer(length) if again else self._buffers.view(length)
+        for cut in [patched] if patched else self._cuts(content, segment, parent, buffer):
             reading_s += time.monotonic() - clock
             parts += cut.parts
             ids += cut.ids
