@@ -8,6 +8,7 @@ is held between calls, so nothing here ever waits for somebody's I/O.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection as Collection_
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -50,9 +51,14 @@ class PackProgress:
 
 @dataclass(frozen=True, slots=True)
 class PointChange:
-    """What becomes of a listed point; None leaves it as it is."""
+    """What becomes of a listed point; None leaves it as it is.
+
+    Args:
+        time_ns: of the mark that says so, nanoseconds since 1970. What a later one has said stays.
+    """
 
     id: PointId
+    time_ns: int
     hidden: bool | None = None
     pinned: bool | None = None
 
@@ -65,7 +71,7 @@ class Batch:
         session: whose batch it is; None for recovery, which has none.
         relied: ids that were found in the index, and that the batch's leaves build upon.
         roots: leaves that are complete with this batch.
-        point: the restore point that this batch finishes.
+        point: the restore point that this batch finishes. One that is listed already, or was collected, stays so.
         changes: of points that are listed; if one is not, nothing is committed.
         replacing: records among `records` that take the place of one elsewhere, if it is still there:
             id -> (number of the pack, offset) of the old one.
@@ -215,6 +221,10 @@ class Index(Protocol):
 
         Durability: on disk on return.
         """
+        ...
+
+    def note_collected(self, points: Collection_[PointId]) -> None:
+        """Remembers points as collected: they are never listed again, whoever finds their manifests."""
         ...
 
     def scan_rows(self, after: RecordId | None, limit: int) -> tuple[bytes, bytes]:

@@ -19,6 +19,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection as Collection_
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
@@ -35,7 +36,16 @@ from holdfast.errors import (
     StorageError,
     storage_error,
 )
-from holdfast.ids import ID_BYTES, SESSION_ID_BYTES, NodeId, PackId, RecordId, RepositoryId, SessionId
+from holdfast.ids import (
+    ID_BYTES,
+    SESSION_ID_BYTES,
+    NodeId,
+    PackId,
+    PointId,
+    RecordId,
+    RepositoryId,
+    SessionId,
+)
 from holdfast.repo.format import rows
 from holdfast.repo.format.record import RECORD_HEADER_BYTES
 from holdfast.repo.format.rows import (
@@ -68,6 +78,8 @@ _VERSION: Final = b"version"
 INDEX_VERSION: Final = 1
 """Of the tables and their rows; an index of another version is rebuilt from the packs."""
 _DIGEST: Final = b"points"
+_COLLECTED: Final = "collected"
+_MARKS: Final = "marks"
 _LOST: Final = "lost"
 """A table that read-only media may lack."""
 _REPOSITORY: Final = b"repository"
@@ -140,7 +152,7 @@ def _open_environment(folder: str, *, read_only: bool) -> lmdb.Environment:
             return lmdb.open(
                 folder,
                 map_size=map_bytes,
-                max_dbs=len(_TABLES) + 2,
+                max_dbs=len(_TABLES) + 4,
                 max_readers=_MOST_READERS,
                 mode=0o640,
                 readonly=read_only,
@@ -170,10 +182,11 @@ def _open_tables(env: lmdb.Environment, *, create: bool, read_only: bool) -> dic
             tables[name] = env.open_db(name.encode(), create=create)
         except lmdb.NotFoundError:
             raise DamagedIndex("the index lacks a table") from None
-    with contextlib.suppress(lmdb.NotFoundError):
-        tables[_LOST] = env.open_db(_LOST.encode(), create=False)
-    if _LOST not in tables and not read_only:
-        tables[_LOST] = env.open_db(_LOST.encode(), create=True)
+    for name in (_LOST, _COLLECTED, _MARKS):
+        with contextlib.suppress(lmdb.NotFoundError):
+            tables[name] = env.open_db(name.encode(), create=False)
+        if name not in tables and not read_only:
+            tables[name] = env.open_db(name.encode(), create=True)
     return tables
 
 
@@ -245,6 +258,8 @@ class LmdbIndex:
             shared.tables[name] for name in _TABLES
         )
         self._lost = shared.tables.get(_LOST)
+        self._collected = shared.tables.get(_COLLECTED)
+        self._marks = shared.tables.get(_MARKS)
 
     def _prepare(self, repository: RepositoryId, *, create: bool) -> None:
         env = self._env
@@ -522,9 +537,12 @@ class LmdbIndex:
         return self._known_packs
 
     def _add_point(self, txn: lmdb.Transaction[bytes], point: PointRow) -> None:
-        if txn.get(point.id, db=self._points) is None:
-            digest = self._digest(txn).toggled(point.id, 1)
-            txn.put(_DIGEST, rows.encode_points_digest(_DIGEST, digest), db=self._meta)
+        if txn.get(point.id, db=self._points) is not None:
+            return  # somebody else has listed it, and may have changed its state since
+        if self._collected is not None and txn.get(point.id, db=self._collected) is not None:
+            return
+        digest = self._digest(txn).toggled(point.id, 1)
+        txn.put(_DIGEST, rows.encode_points_digest(_DIGEST, digest), db=self._meta)
         txn.put(point.id, rows.encode_point_row(point), db=self._points)
 
     def _change_point(self, txn: lmdb.Transaction[bytes], change: PointChange) -> None:
@@ -532,12 +550,13 @@ class LmdbIndex:
         if value is None:
             raise PointNotFound(f"restore point {change.id.hex()[:12]} does not exist any more")
         row = rows.decode_point_row(change.id, value)
-        row = replace(
-            row,
-            hidden=row.hidden if change.hidden is None else change.hidden,
-            pinned=row.pinned if change.pinned is None else change.pinned,
-        )
+        times = rows.decode_mark_times(change.id, txn.get(change.id, db=self._marks))
+        if change.hidden is not None and change.time_ns >= times.hidden_ns:
+            row, times = replace(row, hidden=change.hidden), times._replace(hidden_ns=change.time_ns)
+        if change.pinned is not None and change.time_ns >= times.pinned_ns:
+            row, times = replace(row, pinned=change.pinned), times._replace(pinned_ns=change.time_ns)
         txn.put(row.id, rows.encode_point_row(row), db=self._points)
+        txn.put(row.id, rows.encode_mark_times(row.id, times), db=self._marks)
 
     def _digest(self, txn: lmdb.Transaction[bytes]) -> PointsDigest:
         return rows.decode_points_digest(_DIGEST, txn.get(_DIGEST, b"", db=self._meta))
@@ -640,12 +659,20 @@ class LmdbIndex:
             digest = self._digest(txn)
             for point in removed:
                 txn.delete(point, db=self._points)
+                txn.delete(point, db=self._marks)
+                txn.put(point, rows.encode_root(point), db=self._collected)
                 digest = digest.toggled(point, -1)
             txn.put(_DIGEST, rows.encode_points_digest(_DIGEST, digest), db=self._meta)
             number = txn.id()
         if removed:
             self._write_head(number)
         return Collection(epoch, tuple(removed))
+
+    def note_collected(self, points: Collection_[PointId]) -> None:
+        """See `Index.note_collected`."""
+        with _translated("noting collected points", self._folder), self._begin(write=True) as txn:
+            for point in sorted(points):
+                txn.put(point, rows.encode_root(point), db=self._collected)
 
     def scan_rows(self, after: RecordId | None, limit: int) -> tuple[bytes, bytes]:
         """See `Index.scan_rows`."""

@@ -19,10 +19,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
-from holdfast.errors import DamagedData, HoldfastError, UnsupportedFormat, WrongPassword
+from holdfast.errors import DamagedData, HoldfastError, PointNotFound, UnsupportedFormat, WrongPassword
 from holdfast.ids import PackId, PointId, RecordId, RepositoryId
 from holdfast.repo.codec import Opener, strong_hash
 from holdfast.repo.format.manifest import decode_manifest
@@ -43,7 +43,7 @@ from holdfast.repo.format.record import (
     encode_record_header,
 )
 from holdfast.repo.format.rows import PackState, PointRow
-from holdfast.repo.index import Batch, Index, NewRecord, PackProgress
+from holdfast.repo.index import Batch, Index, NewRecord, PackProgress, PointChange
 from holdfast.repo.keys import clear_keys
 from holdfast.repo.packs import PackStore, PackWriter
 from holdfast.repo.records import PackScanner, ScannedRecord
@@ -288,16 +288,17 @@ def _apply_marks(index: Index, marks: list[tuple[RecordId, Mark]], now: int) -> 
     """Brings the points that marks speak of into the state that the last of them says."""
     if not marks:
         return
-    rows = {row.id: row for row in index.points()}
-    changed: dict[PointId, PointRow] = {}
+    changes: dict[tuple[PointId, bool], PointChange] = {}
     for _, mark in sorted(marks, key=lambda pair: (pair[1].time_ns, pair[0])):
-        row = changed.get(mark.point) or rows.get(mark.point)
-        if row is not None and mark.action in ("forget", "recall"):
-            changed[mark.point] = replace(row, hidden=mark.action == "forget")
-        elif row is not None and mark.action in ("pin", "unpin"):
-            changed[mark.point] = replace(row, pinned=mark.action == "pin")
-    for row in changed.values():
-        index.commit(Batch(None, now, point=row))
+        if mark.action in ("forget", "recall"):
+            change = PointChange(mark.point, mark.time_ns, hidden=mark.action == "forget")
+            changes[mark.point, True] = change
+        elif mark.action in ("pin", "unpin"):
+            change = PointChange(mark.point, mark.time_ns, pinned=mark.action == "pin")
+            changes[mark.point, False] = change
+    for change in changes.values():
+        with suppress(PointNotFound):  # never listed, or collected
+            index.commit(Batch(None, now, changes=[change]))
 
 
 def adopt_strays(
@@ -404,6 +405,7 @@ def rebuild_index(
         if row.id not in collected:
             index.commit(Batch(None, now, point=row))
             points += 1
+    index.note_collected(collected)
     _apply_marks(index, marks, now)
     progress(len(ids), len(ids))
     return Rebuilt(len(ids), records, points, tuple(problems))

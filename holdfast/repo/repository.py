@@ -498,9 +498,12 @@ class Repository:
         pinned: bool | None = None,
     ) -> None:
         self._require_writable()
-        changes = [PointChange(point.id, hidden, pinned) for point in points]
+        now_ns = _time.time_ns()
+        changes = [
+            PointChange(point.id, now_ns + number, hidden, pinned) for number, point in enumerate(points)
+        ]
         try:
-            self._write_marks(action, [point.id for point in points], changes)
+            self._write_marks(action, [point.id for point in points], changes, now_ns)
         except DiskFull as error:
             self._notify(
                 f"{error.message}; what was changed is noted in the index alone, and lost if that is lost"
@@ -508,14 +511,18 @@ class Repository:
             self._index().commit(Batch(None, int(_time.time()), changes=changes))
 
     def _write_marks(
-        self, action: Action, points: Sequence[PointId], changes: Sequence[PointChange] = ()
+        self,
+        action: Action,
+        points: Sequence[PointId],
+        changes: Sequence[PointChange] = (),
+        now_ns: int | None = None,
     ) -> None:
         session = self._short_session(action)
         session.begin()
         try:
-            now_ns = _time.time_ns()
+            first_ns = _time.time_ns() if now_ns is None else now_ns
             marks = [
-                encode_mark(Mark(action, point, SessionId(os.urandom(16)), now_ns + number))
+                encode_mark(Mark(action, point, SessionId(os.urandom(16)), first_ns + number))
                 for number, point in enumerate(points)
             ]
             session.commit_changes(marks, changes)

@@ -67,7 +67,7 @@ def with_peer(result: dict[str, Any], name: str, factor: float) -> Summary:
     raw = summarize(json.loads(json.dumps(result)))
     own = json.loads(json.dumps(raw["tools"]["holdfast"]))
     for step in own["steps"].values():
-        for figure in ("wall_s", "apparent_bytes"):
+        for figure in ("wall_s", "apparent_bytes", "allocated_bytes"):
             if figure in step:
                 step[figure] *= factor
     raw["tools"][name] = own

@@ -20,6 +20,7 @@ from holdfast.ids import PointId, RecordId
 from holdfast.repo.check import contents_of
 from holdfast.repo.format.rows import PackState
 from holdfast.repo.gc import CollectOptions
+from holdfast.repo.index import Batch, PointChange
 from holdfast.repo.liveset import LiveSet
 from holdfast.repo.repository import Repository
 
@@ -126,6 +127,28 @@ def test_what_is_forgotten_can_be_brought_back_until_it_is_collected(
         repository.collect()
         with pytest.raises(HoldfastError):
             repository.recall([hidden[1]])
+        truth.verify(repository)
+
+
+def test_what_was_said_last_stays_whoever_is_met_later(world: World, rng: random.Random) -> None:
+    """Marks and manifests turn up late in what dead writers left behind."""
+    truth, ids = history(world, rng, 3)
+    with world.open() as repository:
+        index = repository._index()
+        row = next(row for row in index.points() if row.id.hex() == ids[0])
+        forget(repository, truth, ids[0])
+        index.commit(Batch(None, 1, changes=[PointChange(row.id, 1, hidden=False, pinned=True)]))
+        index.commit(Batch(None, 1, point=row))
+        (still,) = repository.hidden_points()
+        assert (still.id, repository.pinned()) == (row.id, {row.id})
+        index.commit(Batch(None, 1, changes=[PointChange(row.id, 2, pinned=False)]))
+        index.commit(Batch(None, 1, changes=[PointChange(row.id, 1, pinned=True)]))
+        assert not repository.pinned()
+        assert repository.collect().points == 1
+        index.commit(Batch(None, 1, point=row))
+        assert not [one for one in index.points() if one.id == row.id], "a collected point is listed again"
+        with pytest.raises(PointNotFound):
+            index.commit(Batch(None, 1, changes=[PointChange(row.id, 3, hidden=False)]))
         truth.verify(repository)
 
 

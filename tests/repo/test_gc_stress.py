@@ -69,6 +69,7 @@ def verify(repository: Repository, journals: Path) -> None:
     by_vm = {vm_of(number): Known.of(journals / f"writer-{number}") for number in range(WRITERS)}
     for known in by_vm.values():
         assert known.listed.keys() <= listed.keys(), "a restore point is gone"
+        assert not known.hidden.keys() & listed.keys(), "a forgotten restore point is listed"
         assert known.pinned & known.listed.keys() <= pinned, "a restore point is not pinned any more"
     for point_id, point in listed.items():
         known = by_vm[point.manifest.vm_name]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import os
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -14,6 +16,8 @@ from holdfast.units import format_size
 
 if TYPE_CHECKING:
     from holdfast.repo.gc import CollectReport
+
+_NICE: Final = 10
 
 __all__ = ["collect", "command", "report_json"]
 
@@ -69,6 +73,8 @@ def collect(
     """Runs a collection with its progress shown."""
     from holdfast.repo.gc import CollectOptions
 
+    with contextlib.suppress(OSError):
+        os.nice(_NICE)  # backups come first
     with invocation.open_repository() as repository:
         invocation.if_interrupted = "what was done stands; the next 'holdfast gc' does the rest"
         with progress(invocation, "collecting", unit="records") as bar:

@@ -20,6 +20,7 @@ from holdfast.repo.format.canonical import Fields
 
 __all__ = [
     "PLACE_BYTES",
+    "MarkTimes",
     "PackRow",
     "PackState",
     "Place",
@@ -29,12 +30,14 @@ __all__ = [
     "VerifiedBy",
     "check_root",
     "decode_counter",
+    "decode_mark_times",
     "decode_pack_row",
     "decode_place",
     "decode_point_row",
     "decode_points_digest",
     "decode_session_row",
     "encode_counter",
+    "encode_mark_times",
     "encode_pack_row",
     "encode_place",
     "encode_point_row",
@@ -130,6 +133,13 @@ class PointRow:
     record: bytes
 
 
+class MarkTimes(NamedTuple):
+    """When a point was last forgotten or brought back, and pinned or unpinned; nanoseconds since 1970, or 0."""
+
+    hidden_ns: int
+    pinned_ns: int
+
+
 @dataclass(frozen=True, slots=True)
 class SessionRow:
     """The value of table `sessions`.
@@ -172,6 +182,7 @@ _PLACE_BODY: Final = struct.Struct("<IIIIIBB")
 _PACK: Final = struct.Struct("<16sBBxxIIQQQQQ")
 _COUNTER: Final = struct.Struct("<Q")
 _CRC: Final = struct.Struct("<I")
+_MARK_TIMES: Final = struct.Struct("<QQ")
 _NUMBER: Final = struct.Struct(">I")
 _EPOCH: Final = struct.Struct("<I")
 
@@ -209,6 +220,25 @@ def decode_place(record_id: bytes, value: bytes) -> Place:
         raise DamagedIndex("a row of the index (chunks) fails its checksum")
     pack, offset, stored, plain, epoch, kind, _, _ = _PLACE.unpack(value)
     return Place(pack, offset, stored, plain, epoch, kind)
+
+
+def encode_mark_times(point: PointId, times: MarkTimes) -> bytes:
+    """The row of `marks`."""
+    return _sealed(point, _MARK_TIMES.pack(*times))
+
+
+def decode_mark_times(point: PointId, value: bytes | None) -> MarkTimes:
+    """The row of `marks`; zeros if there is none.
+
+    Raises:
+        DamagedIndex: the row is damaged.
+    """
+    if value is None:
+        return MarkTimes(0, 0)
+    body = _opened(point, value, "marks")
+    if len(body) != _MARK_TIMES.size:
+        raise DamagedIndex("a row of the index (marks) has a wrong length")
+    return MarkTimes(*_MARK_TIMES.unpack(body))
 
 
 def is_of_epoch(value: bytes, epoch: int) -> bool:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection as Collection_
 from dataclasses import dataclass
 from enum import Enum
 from typing import TypeVar
 
 from holdfast.errors import DiskFull, HoldfastError, StorageError
-from holdfast.ids import NodeId, PackId, RecordId, SessionId
+from holdfast.ids import NodeId, PackId, PointId, RecordId, SessionId
 from holdfast.repo.format.rows import PackRow, Place, PointRow, SessionRow
 from holdfast.repo.index import Batch, Collection, Committed, Index, IndexFigures, Swept
 from holdfast.repo.packs import PackStore, PackWriter
@@ -266,6 +267,9 @@ class FaultyIndex:
 
     def begin_collection(self) -> Collection:
         return self._faults.run("begin_collection", self._index.begin_collection)
+
+    def note_collected(self, points: Collection_[PointId]) -> None:
+        self._faults.run("note_collected", lambda: self._index.note_collected(points))
 
     def scan_rows(self, after: RecordId | None, limit: int) -> tuple[bytes, bytes]:
         return self._index.scan_rows(after, limit)

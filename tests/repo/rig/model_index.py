@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection as Collection_
 from dataclasses import dataclass, field, replace
 
 from holdfast.errors import PointNotFound, SessionGone
@@ -30,6 +31,8 @@ class _State:
     sessions: dict[SessionId, SessionRow] = field(default_factory=dict)
     roots: set[tuple[SessionId, NodeId]] = field(default_factory=set)
     lost: set[RecordId] = field(default_factory=set)
+    collected: set[PointId] = field(default_factory=set)
+    marked: dict[tuple[PointId, str], int] = field(default_factory=dict)
     next_pack: int = 1
     epoch: int = 1
 
@@ -63,6 +66,7 @@ class ModelIndex:
             state.chunks, state.packs = dict(state.chunks), dict(state.packs)
             state.points, state.sessions = dict(state.points), dict(state.sessions)
             state.roots, state.lost = set(state.roots), set(state.lost)
+            state.marked = dict(state.marked)
             committed = self._apply(state, batch)
             if not committed.gone:
                 self._state = state
@@ -136,17 +140,16 @@ class ModelIndex:
             )
         if batch.session is not None:
             state.roots |= {(batch.session, leaf) for leaf in batch.roots}
-        if batch.point is not None:
-            state.points[batch.point.id] = batch.point
+        if batch.point is not None and batch.point.id not in state.collected:
+            state.points.setdefault(batch.point.id, batch.point)
         for change in batch.changes:
             if change.id not in state.points:
                 raise PointNotFound("the point is gone")
-            point = state.points[change.id]
-            state.points[change.id] = replace(
-                point,
-                hidden=point.hidden if change.hidden is None else change.hidden,
-                pinned=point.pinned if change.pinned is None else change.pinned,
-            )
+            for name in ("hidden", "pinned"):
+                value = getattr(change, name)
+                if value is not None and change.time_ns >= state.marked.get((change.id, name), 0):
+                    state.marked[change.id, name] = change.time_ns
+                    state.points[change.id] = replace(state.points[change.id], **{name: value})
         if batch.ends_session and batch.session is not None:
             del state.sessions[batch.session]
         return Committed(duplicates=duplicates, duplicate_bytes=duplicate_bytes)
@@ -217,7 +220,12 @@ class ModelIndex:
             held = {point for session in self._state.sessions.values() for point in session.holds}
             gone = [row.id for row in self.points() if row.hidden and row.id not in held]
             self._state.points = {i: row for i, row in self._state.points.items() if i not in gone}
+            self._state.collected = self._state.collected | set(gone)
             return Collection(self._state.epoch, tuple(gone))
+
+    def note_collected(self, points: Collection_[PointId]) -> None:
+        with self._lock:
+            self._state.collected = self._state.collected | set(points)
 
     def scan_rows(self, after: RecordId | None, limit: int) -> tuple[bytes, bytes]:
         found = self.scan(after, limit)
