@@ -778,6 +778,8 @@ class LmdbIndex:
             raise storage_error(error, "reading the index's head") from error
 
     def _write_head(self, transaction: int) -> None:
+        with self._begin() as txn:  # one that changed nothing has left no trace
+            transaction = min(transaction, txn.id())
         path = os.path.join(self._folder, HEAD_FILE)
         temporary = f"{path}.{os.getpid()}.{threading.get_ident()}"
         with contextlib.suppress(OSError):  # it only helps to notice damage; the commit stands

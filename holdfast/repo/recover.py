@@ -405,7 +405,8 @@ def rebuild_index(
         if row.id not in collected:
             index.commit(Batch(None, now, point=row))
             points += 1
-    index.note_collected(collected)
+    if collected:
+        index.note_collected(collected)
     _apply_marks(index, marks, now)
     progress(len(ids), len(ids))
     return Rebuilt(len(ids), records, points, tuple(problems))

@@ -23,7 +23,7 @@ from rig.model_index import ModelIndex
 from holdfast.errors import DamagedIndex, PointNotFound, SessionGone
 from holdfast.ids import NodeId, PackId, PointId, RecordId, RepositoryId, SessionId
 from holdfast.repo.format.rows import PackState, Place, PointRow, SessionRow
-from holdfast.repo.index import Batch, Index, NewRecord, PackProgress
+from holdfast.repo.index import Batch, Index, NewRecord, PackProgress, PointChange
 from holdfast.repo.lmdb_index import LmdbIndex
 
 REPOSITORY = RepositoryId(b"r" * 16)
@@ -218,10 +218,12 @@ class TestContract:
         assert [row.id for row in index.sessions()] == [sid(1)]
         assert index.sessions()[0].holds == (point(50).id,)
 
-    def test_a_point_can_be_written_again(self, index: Index) -> None:
+    def test_a_point_that_is_listed_stays_as_it_is(self, index: Index) -> None:
+        """Whoever meets its manifest again knows less than the index does."""
         index.commit(Batch(None, NOW, point=point(50)))
         index.commit(Batch(None, NOW, point=point(51)))
-        index.commit(Batch(None, NOW, point=point(50, hidden=True)))
+        index.commit(Batch(None, NOW, changes=[PointChange(point(50).id, 1, hidden=True)]))
+        index.commit(Batch(None, NOW, point=point(50)))
         assert index.points() == sorted([point(50, hidden=True), point(51)], key=lambda row: row.id)
 
     def test_a_scan_meets_every_record_once_and_in_order(self, index: Index) -> None:
@@ -411,6 +413,14 @@ TestComparison.settings = settings(max_examples=40, stateful_step_count=30)
 
 
 class TestLmdb:
+    def test_a_transaction_that_changed_nothing_makes_it_no_older(self, tmp_path: Path) -> None:
+        """LMDB does not count it, so the file `head` must not either."""
+        for _ in range(3):
+            index = LmdbIndex(str(tmp_path), REPOSITORY, create=True)
+            index.commit(Batch(None, NOW, point=point(50)))
+            index.commit(Batch(None, NOW, point=point(50)))
+            index.close()
+
     def test_what_was_committed_is_there_after_reopening(self, tmp_path: Path) -> None:
         index = LmdbIndex(str(tmp_path), REPOSITORY, create=True)
         index.commit(Batch(None, NOW, [record(1, 1, 64)], packs=[progress(1, 500)], point=point(50)))
