@@ -1,7 +1,7 @@
 """Every error that Holdfast reports, and the one table of exit codes.
 
 Two levels: `HoldfastError`, then one class per cause, grouped by what the user has to look at
-(usage, repository, integrity, storage, source). Each class carries its exit code; each instance
+(usage, repository, integrity, storage, source, link). Each class carries its exit code; each instance
 carries a sentence for the user and, where there is something to do, a hint.
 
 Corruption is never an I/O error and an I/O error is never corruption. Data from outside never
@@ -26,9 +26,19 @@ __all__ = [
     "DestinationExists",
     "DiskFull",
     "EmptySource",
+    "FarCommandMissing",
+    "FarSideEnded",
     "HoldfastError",
+    "HostKeyChanged",
+    "HostKeyRefused",
+    "HostKeyUnknown",
+    "HostUnreachable",
     "IntegrityError",
     "InternalError",
+    "LinkError",
+    "LinkLost",
+    "LinkTimeout",
+    "LoginRefused",
     "NoRepository",
     "PointNotFound",
     "RepositoryBusy",
@@ -254,6 +264,70 @@ class EmptySource(SourceError):
 
     exit_code = 46
     code_meaning = "the source is empty"
+
+
+class LinkError(HoldfastError):
+    """Another host can not be reached, does not let us in, or the connection to it failed."""
+
+    exit_code = 50
+    code_meaning = "the connection to another host failed"
+
+
+class HostUnreachable(LinkError):
+    """No connection came about: unknown name, refused, no route, or no answer in time."""
+
+    exit_code = 51
+    code_meaning = "the other host can not be reached"
+
+
+class HostKeyRefused(LinkError):
+    """The host did not prove that it is the one we know. Nothing was sent to it, no password either."""
+
+    exit_code = 52
+    code_meaning = "the other host's key is unknown or has changed"
+
+
+class HostKeyUnknown(HostKeyRefused):
+    """No key is recorded for this host."""
+
+
+class HostKeyChanged(HostKeyRefused):
+    """Another key is recorded for this host than the one that it showed."""
+
+
+class LoginRefused(LinkError):
+    """The host takes neither our key nor our password."""
+
+    exit_code = 53
+    code_meaning = "the other host refused the login"
+
+
+class LinkLost(LinkError):
+    """A connection that stood is gone, or its far side has stopped answering."""
+
+    exit_code = 54
+    code_meaning = "the connection to another host broke off"
+
+
+class FarCommandMissing(LinkError):
+    """The host does not know the command that was to run there."""
+
+    exit_code = 55
+    code_meaning = "a command is missing on the other host"
+
+
+class LinkTimeout(LinkError):
+    """A command on the other host took longer than it was given."""
+
+    exit_code = 56
+    code_meaning = "a command on the other host took too long"
+
+
+class FarSideEnded(LinkError):
+    """The command on the other host ended before it had taken all that was sent to it."""
+
+    exit_code = 57
+    code_meaning = "a command on the other host ended too early"
 
 
 def _table() -> dict[int, str]:

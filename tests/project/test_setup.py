@@ -12,6 +12,7 @@ import pytest
 
 # what the script itself needs of a system, without Python and without the tools of the tests
 BASE_TOOLS = ["sh", "dirname", "cat", "sed", "grep", "sha256sum", "rm"]
+SSH_TOOLS = ["ssh", "ssh-keygen", "sshd"]
 
 
 @pytest.fixture
@@ -70,13 +71,13 @@ def test_names_what_is_missing_and_the_command_that_brings_it(bare: Path) -> Non
     assert outcome.returncode == 1
     assert "apt-get must not run" not in outcome.stderr
     install = next(line for line in outcome.stderr.splitlines() if "apt-get install" in line)
-    for package in ("python3", "python3-venv", "e2fsprogs", "qemu-utils"):
+    for package in ("python3", "python3-venv", "e2fsprogs", "qemu-utils", "openssh-client", "openssh-server"):
         assert package in install.split()
     assert not (bare / "project" / ".venv").exists()
 
 
 def test_names_only_what_is_missing(bare: Path) -> None:
-    for name in ("mkfs.ext4", "e2fsck", "debugfs", "losetup", "fallocate"):
+    for name in ("mkfs.ext4", "e2fsck", "debugfs", "losetup", "fallocate", *SSH_TOOLS):
         command(bare, name, "exit 0")
     command(bare, "python3", "exit 0")  # of the right age, and able to make virtual environments
     outcome = run_setup(bare)
@@ -86,7 +87,7 @@ def test_names_only_what_is_missing(bare: Path) -> None:
 
 
 def test_an_old_python_is_not_taken(bare: Path) -> None:
-    for name in ("mkfs.ext4", "e2fsck", "debugfs", "losetup", "fallocate", "qemu-img"):
+    for name in ("mkfs.ext4", "e2fsck", "debugfs", "losetup", "fallocate", "qemu-img", *SSH_TOOLS):
         command(bare, name, "exit 0")
     command(bare, "python3", '[ "$1" = --version ] && echo "Python 3.9.2" && exit 0; exit 1')
     command(bare, "apt-cache", '[ "$3" = python3 ] && echo "Version: 3.9.2-3"; exit 0')

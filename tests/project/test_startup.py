@@ -12,7 +12,7 @@ from holdfast.version import VERSION
 
 RUNS = 7
 LIMIT_S = 0.2
-HEAVY = {"numpy", "rich", "cryptography", "lmdb", "zstandard", "blake3"}
+HEAVY = {"numpy", "rich", "cryptography", "lmdb", "zstandard", "blake3", "paramiko"}
 
 
 def environment() -> dict[str, str]:
