@@ -118,19 +118,20 @@ def _require_ssh(scheme: str, text: str) -> None:
 
 
 def _address(authority: str, text: str) -> Address:
+    port: str | None
     user, at, rest = authority.rpartition("@")
     if at and not _USER.match(user):
         raise UsageError(f"'{text}': {user!r} is no user name", hint=_FORMS)
     if rest.startswith("["):
-        host, bracket, port = rest[1:].partition("]")
-        if not bracket or (port and not port.startswith(":")) or not _is_ipv6(host):
+        host, bracket, behind = rest[1:].partition("]")
+        if not bracket or (behind and not behind.startswith(":")) or not _is_ipv6(host):
             raise UsageError(f"'{text}': what stands in brackets is no IPv6 address", hint=_FORMS)
-        port = port[1:] if port else None
+        port = behind[1:] if behind else None
     else:
-        host, colon, port = rest.partition(":")
-        if colon and ":" in port:
+        host, colon, behind = rest.partition(":")
+        if ":" in behind:
             raise UsageError(f"'{text}': an IPv6 address needs brackets around it", hint=_FORMS)
-        port = port if colon else None
+        port = behind if colon else None
         if not _HOST.match(host):
             raise UsageError(f"'{text}' names no host", hint=_FORMS)
     return Address(host, user, 0 if port is None else _port(port, text))
