@@ -32,9 +32,15 @@ class Appender:
     Args:
         fd: of the file, opened for reading and writing; it stays the caller's.
         length: of the file, in bytes.
+        buffer_bytes: of each buffer; a multiple of `ALIGNMENT`.
+        buffers: how many there are at most; at least two.
     """
 
-    def __init__(self, fd: int, path: str, length: int) -> None:
+    def __init__(
+        self, fd: int, path: str, length: int, *, buffer_bytes: int = _BUFFER_BYTES, buffers: int = _BUFFERS
+    ) -> None:
+        self._buffer_bytes = buffer_bytes
+        self._buffers = buffers
         self._fd = fd
         self._path = path
         self._changed = threading.Condition()
@@ -58,18 +64,11 @@ class Appender:
         """
         with self._changed:
             self._raise_error()
-            buffer = self._current()
             for part in parts:
-                size = len(part)
-                if size <= _BUFFER_BYTES - self._fill:
-                    buffer[self._fill : self._fill + size] = part
-                    self._fill += size
-                    continue
                 rest = memoryview(part)
                 while rest:
-                    if self._fill == _BUFFER_BYTES:
-                        buffer = self._hand_over(_BUFFER_BYTES)
-                    size = min(len(rest), _BUFFER_BYTES - self._fill)
+                    buffer = self._with_room()
+                    size = min(len(rest), self._buffer_bytes - self._fill)
                     buffer[self._fill : self._fill + size] = rest[:size]
                     self._fill += size
                     rest = rest[size:]
@@ -82,19 +81,21 @@ class Appender:
         """
         with self._changed:
             self._raise_error()
-            if self._buffer is not None and self._fill > self._clean:
+            while self._buffer is not None and self._fill > self._clean:
                 whole = self._fill - self._fill % ALIGNMENT
+                if whole and not self._is_spare():
+                    self._wait()
+                    continue
                 tail = bytes(self._buffer[whole : self._fill])
                 if whole:
-                    buffer = self._hand_over(whole)
-                    buffer[: len(tail)] = tail
+                    self._hand_over(whole)
+                    self._buffer[: len(tail)] = tail
                     self._fill = len(tail)
                 self._write_tail(tail)
                 self._clean = self._fill
             ticket = self._submitted
-            while self._written < ticket and self._error is None:
-                self._changed.wait()
-            self._raise_error()
+            while self._written < ticket:
+                self._wait()
 
     def close(self) -> None:
         """Ends the thread; what was not drained may be lost. May be called twice."""
@@ -114,24 +115,38 @@ class Appender:
         if self._error is not None:
             raise self._error
 
-    def _current(self) -> memoryview:
-        """The buffer that is being filled, which begins with what the file's last block holds."""
+    def _wait(self) -> None:
+        """Lets the thread, and whoever else appends or drains, go on: all may be different afterwards."""
+        self._changed.wait()
+        self._raise_error()
+
+    def _with_room(self) -> memoryview:
+        """The buffer that is being filled; it is not full."""
         if self._buffer is None:
-            self._buffer = self._take_buffer()
+            self._buffer = self._spare()
             self._buffer[: self._fill] = os.pread(self._fd, self._fill, self._base)
+        while self._fill == self._buffer_bytes:
+            if self._is_spare():
+                self._hand_over(self._buffer_bytes)
+            else:
+                self._wait()
         return self._buffer
 
-    def _take_buffer(self) -> memoryview:
-        while not self._free:
-            if self._made < _BUFFERS:
-                self._made += 1
-                return new_buffer(_BUFFER_BYTES)
-            self._changed.wait()
-            self._raise_error()
-        return self._free.pop()
+    def _is_spare(self) -> bool:
+        return bool(self._free) or self._made < self._buffers
 
-    def _hand_over(self, length: int) -> memoryview:
-        """Leaves the buffer's first `length` bytes to the thread; returns the next buffer, empty."""
+    def _spare(self) -> memoryview:
+        """A buffer that nobody uses; there is one."""
+        if self._free:
+            return self._free.pop()
+        self._made += 1
+        return new_buffer(self._buffer_bytes)
+
+    def _hand_over(self, length: int) -> None:
+        """Leaves the buffer's first `length` bytes to the thread and begins the next buffer, empty.
+
+        It does not wait, so that nobody ever sees the buffer that is handed over beside the next one's fill.
+        """
         assert self._buffer is not None
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="holdfast-appender", daemon=True)
@@ -139,10 +154,9 @@ class Appender:
         self._pending.append((self._buffer, length, self._base))
         self._submitted += 1
         self._changed.notify_all()
+        self._buffer = self._spare()
         self._base += length
         self._fill = self._clean = 0
-        self._buffer = self._take_buffer()
-        return self._buffer
 
     def _write_tail(self, tail: bytes) -> None:
         """Less than a block, which the next piece will hold once more."""
