@@ -355,17 +355,7 @@ class Collector:
             return sealed[0] if sealed is not None else None
         scanner = PackScanner(self._packs, row.id, row.committed_bytes, payloads=False)
         return [
-            TableEntry(
-                r.header.id,
-                r.offset,
-                r.header.stored_bytes,
-                r.header.plain_bytes,
-                r.header.kind,
-                r.header.codec,
-                r.header.flags,
-            )
-            for r in scanner.records()
-            if r.header.kind is not Kind.TABLE
+            TableEntry.of(r.header, r.offset) for r in scanner.records() if r.header.kind is not Kind.TABLE
         ]
 
     def _live(self, row: PackRow, entries: list[TableEntry]) -> list[bool]:

@@ -268,6 +268,7 @@ class PackScanner:
         self._payloads = payloads
         self._buffer = b""
         self._buffer_at = 0
+        self._last_bytes = 0
         self.damaged: list[tuple[int, int]] = []
         self.unknown: list[int] = []
 
@@ -275,7 +276,9 @@ class PackScanner:
         """Up to `length` bytes; fewer at the end."""
         length = min(length, self._end - offset)
         if offset < self._buffer_at or offset + length > self._buffer_at + len(self._buffer):
-            size = min(max(length, _SCAN_BYTES if self._payloads else 64 * KIB), self._end - offset)
+            # Without payloads, the next header alone where records are large, and many of them where they are small.
+            ahead = _SCAN_BYTES if self._payloads else 64 * KIB if self._last_bytes < 16 * KIB else 4 * KIB
+            size = min(max(length, ahead), self._end - offset)
             self._buffer = self._packs.read(self._pack_id, offset, size)
             self._buffer_at = offset
         at = offset - self._buffer_at
@@ -295,6 +298,7 @@ class PackScanner:
             record = self._record(offset)
             if record is not None:
                 yield record
+                self._last_bytes = record.header.total_bytes
                 offset += record.header.total_bytes
                 continue
             if not resync:

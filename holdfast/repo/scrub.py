@@ -31,7 +31,7 @@ from holdfast.repo.index import Index
 from holdfast.repo.ledger import Reading, forget_verification, note_verified
 from holdfast.repo.packs import PackStore
 from holdfast.repo.parallel import run_parallel
-from holdfast.repo.records import PackScanner, ScannedRecord
+from holdfast.repo.records import PackScanner
 from holdfast.repo.recover import read_pack_header, read_table
 from holdfast.units import MIB
 
@@ -239,7 +239,9 @@ class PackChecker:
         if row.state is PackState.SEALED and not look.unsound:
             table = self._table(row, look)
         scanned = PackScanner(self._packs, row.id, max(end, PACK_HEADER_BYTES), payloads=False)
-        entries = table if table is not None else [_entry(r) for r in scanned.records()]
+        entries = (
+            table if table is not None else [TableEntry.of(r.header, r.offset) for r in scanned.records()]
+        )
         here = self._in_index(row, [e for e in entries if e.kind is not Kind.TABLE], table is not None, look)
         missing = row.records - len(here)
         if missing:
@@ -376,16 +378,3 @@ def _are_zeros(packs: PackStore, row: PackRow, offset: int, length: int) -> bool
     except HoldfastError:
         return False
     return True
-
-
-def _entry(record: ScannedRecord) -> TableEntry:
-    header = record.header
-    return TableEntry(
-        header.id,
-        record.offset,
-        header.stored_bytes,
-        header.plain_bytes,
-        header.kind,
-        header.codec,
-        header.flags,
-    )

@@ -287,17 +287,7 @@ class Session:
                 batch.records.append(
                     NewRecord(header.id, pack_id, offset, header.stored_bytes, header.plain_bytes, kind)
                 )
-                pack.entries.append(
-                    TableEntry(
-                        header.id,
-                        offset,
-                        header.stored_bytes,
-                        header.plain_bytes,
-                        header.kind,
-                        header.codec,
-                        header.flags,
-                    )
-                )
+                pack.entries.append(TableEntry.of(header, offset))
                 offset += header.total_bytes
             batch.bytes += size
             self.stored_bytes += size
@@ -359,19 +349,8 @@ class Session:
         entries = pack.entries
         if pack.from_offset > PACK_HEADER_BYTES:
             scanner = PackScanner(self._packs, pack.writer.id, pack.from_offset, payloads=False)
-            entries = [
-                TableEntry(
-                    r.header.id,
-                    r.offset,
-                    r.header.stored_bytes,
-                    r.header.plain_bytes,
-                    r.header.kind,
-                    r.header.codec,
-                    r.header.flags,
-                )
-                for r in scanner.records()
-                if r.header.kind is not Kind.TABLE
-            ] + entries
+            earlier = (r for r in scanner.records() if r.header.kind is not Kind.TABLE)
+            entries = [*(TableEntry.of(r.header, r.offset) for r in earlier), *entries]
         plaintext = encode_table(entries)
         table_id = RecordId(blake3.blake3(plaintext).digest())
         header = RecordHeader(

@@ -175,6 +175,19 @@ class TableEntry(NamedTuple):
     codec: Codec
     flags: int
 
+    @classmethod
+    def of(cls, header: RecordHeader, offset: int) -> TableEntry:
+        """What a table says of a record with this header, at this offset of its pack."""
+        return cls(
+            header.id,
+            offset,
+            header.stored_bytes,
+            header.plain_bytes,
+            header.kind,
+            header.codec,
+            header.flags,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class PackFooter:

@@ -14,19 +14,18 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import blake3
 
 from rig.disks import KIB, MemorySource, content, machine_of
+from rig.served import Served
 
 UNITS = 48
 POOL = 160
@@ -43,19 +42,11 @@ def vm_of(number: int) -> str:
     return f"vm{number}"
 
 
-class Thrash:
+class Thrash(Served):
     """Starts the server and talks to it. `start` and `kill` are for any number of children at once."""
 
     def __init__(self) -> None:
-        here = Path(__file__).resolve().parent.parent
-        paths = [str(here), *(p for p in sys.path if p)]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "rig.thrash"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"},
-        )
+        super().__init__("rig.thrash")
 
     def start(self, do: str, **job: object) -> int:
         """The process id of a new child."""
@@ -75,23 +66,7 @@ class Thrash:
         return status
 
     def _ask(self, **job: object) -> int:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(job, default=str) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=30)
-        self._process.stdout.close()
+        return int(self.ask(job))
 
 
 class Journal:

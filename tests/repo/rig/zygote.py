@@ -13,12 +13,11 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+
+from rig.served import Served
 
 _TIMEOUT_S = 60
 
@@ -50,19 +49,11 @@ class Verdict:
         return self.clean and not self.codes and not self.signal
 
 
-class Zygote:
+class Zygote(Served):
     """Starts the process and talks to it."""
 
     def __init__(self) -> None:
-        here = Path(__file__).resolve().parent.parent
-        paths = [str(here), *(p for p in sys.path if p)]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "rig.zygote"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"},
-        )
+        super().__init__("rig.zygote")
 
     def judge(
         self,
@@ -88,24 +79,8 @@ class Zygote:
         return self._do(path=str(path), units=units, name=name)
 
     def _do(self, **job: object) -> Verdict:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
+        answer = self.ask(job)
         return Verdict(**{k: tuple(v) if isinstance(v, list) else v for k, v in answer.items()})
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=30)
-        self._process.stdout.close()
 
 
 def digests_of(contents: dict[str, bytes]) -> dict[str, str]:
