@@ -9,8 +9,10 @@ from several threads at once and is repeatable as far as the underlying storage 
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
@@ -21,14 +23,18 @@ __all__ = [
     "BlockSink",
     "BlockSource",
     "ChangeMap",
+    "Cutting",
     "DiskFormat",
     "DiskGeometry",
     "DiskInfo",
     "FileInfo",
     "Machine",
     "MachineKind",
+    "ScannedSegment",
+    "SegmentScanner",
     "SourceDisk",
     "SourceFile",
+    "parts_digest",
 ]
 
 SECTOR_BYTES: Final = 512
@@ -69,6 +75,73 @@ class BlockSource(Protocol):
 
     def close(self) -> None:
         """Releases what is held open. May be called twice."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Cutting:
+    """How a repository cuts segments: all that somebody far away needs to cut them in the same way.
+
+    Args:
+        name: of the chunker.
+        size_bytes: the chunk size that is aimed at.
+        seed: 32 bytes.
+    """
+
+    name: str
+    size_bytes: int
+    seed: bytes
+
+
+def parts_digest(lengths: Sequence[int], hashes: Sequence[bytes]) -> bytes:
+    """What stands for the parts of a segment: SHA-256 of their lengths (i32 each, little-endian) and then their hashes."""
+    return hashlib.sha256(struct.pack(f"<{len(lengths)}i", *lengths) + b"".join(hashes)).digest()
+
+
+class ScannedSegment(Protocol):
+    """A segment that was read, cut and hashed where it lies."""
+
+    @property
+    def digest(self) -> bytes:
+        """`parts_digest` of its parts, 32 bytes; all zeros if it holds nothing but zeros."""
+        ...
+
+    def parts(self) -> tuple[Sequence[int], Sequence[bytes]]:
+        """The lengths of its parts, those of holes negative, and the SHA-256 of each chunk.
+
+        Raises:
+            SourceError: they can not be had, or do not fit the digest.
+        """
+        ...
+
+    def fetch(self, numbers: Sequence[int]) -> Iterator[bytes]:
+        """Yields the bytes of some chunks (numbered without the holes, ascending), in that order.
+
+        They have been held against length and hash.
+
+        Raises:
+            SourceChanged: the bytes are not those that were hashed.
+            SourceError: they can not be had.
+        """
+        ...
+
+
+class SegmentScanner(Protocol):
+    """Cuts and hashes the segments of one source where it lies, so that only what is unknown has to travel."""
+
+    def can_cut(self, cutting: Cutting) -> bool:
+        """Whether it knows that way of cutting."""
+        ...
+
+    def scan(self, offset: int, length: int, cutting: Cutting) -> ScannedSegment:
+        """Scans a segment. Thread-safe; quickest in ascending order.
+
+        Args:
+            offset, length: in bytes; inside of the source.
+
+        Raises:
+            SourceError: it can not be read.
+        """
         ...
 
 
@@ -200,10 +273,15 @@ class FileInfo:
 
 @dataclass(frozen=True, slots=True)
 class SourceDisk:
-    """A disk that can be read."""
+    """A disk that can be read.
+
+    Args:
+        scanner: reads the same bytes as `source`, where they are; None if they are here.
+    """
 
     info: DiskInfo
     source: BlockSource
+    scanner: SegmentScanner | None = None
 
 
 @dataclass(frozen=True, slots=True)

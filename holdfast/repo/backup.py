@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import blake3
 
-from holdfast.chunker import ChunkerParams, make_chunker
-from holdfast.disk import ChangeMap, Machine
+from holdfast.chunker import PUBLISHED_SEED, ChunkerParams, make_chunker
+from holdfast.disk import ChangeMap, Cutting, Machine
 from holdfast.errors import EmptySource, PointNotFound, StorageError, UsageError
 from holdfast.ids import PointId, RecordId, SessionId
 from holdfast.repo.codec import Sealer
@@ -26,13 +26,14 @@ from holdfast.repo.format.manifest import (
     PointDisk,
     PointFile,
     PointStatistics,
+    ReadMode,
     encode_manifest,
 )
 from holdfast.repo.format.record import Kind
 from holdfast.repo.governor import LevelGovernor
 from holdfast.repo.idset import IdSet
 from holdfast.repo.index import Index
-from holdfast.repo.ingest import Ingest, IngestCounters, RecordAcceptor
+from holdfast.repo.ingest import Content, Ingest, IngestCounters
 from holdfast.repo.keys import Keys
 from holdfast.repo.lease import new_session_row
 from holdfast.repo.packs import PackStore
@@ -40,6 +41,7 @@ from holdfast.repo.points import Point
 from holdfast.repo.records import RecordReader
 from holdfast.repo.recover import Home, adopt_strays
 from holdfast.repo.session import Segment, Session
+from holdfast.repo.storing import RecordAcceptor
 from holdfast.repo.tree import TreeReader
 from holdfast.version import VERSION
 
@@ -192,19 +194,19 @@ def build_manifest(
     received_ms: int,
     config: Config,
     parent: Point | None,
-    mapped: Collection[str],
+    modes: Mapping[str, ReadMode],
     statistics: PointStatistics,
 ) -> bytes:
     """The encoded manifest of a machine whose contents have these trees (disks first, then files).
 
     Args:
-        mapped: names of the disks of which only a change map was read.
+        modes: how each disk was read, by name.
 
     Raises:
         UsageError: it would be longer than a record may be.
     """
     disks = tuple(
-        PointDisk(disk.info, tree, "cbt" if disk.info.name in mapped else "full")
+        PointDisk(disk.info, tree, modes[disk.info.name])
         for disk, tree in zip(machine.disks, trees[: len(machine.disks)], strict=True)
     )
     files = tuple(
@@ -283,7 +285,7 @@ def run_backup(
     session, others, parent = _begin_session(engine, sealer, now, parent)
     try:
         ingest = _ingest(engine, session, sealer, others, options)
-        trees, mapped = _take_in(ingest, machine, parent, options)
+        trees, modes = _take_in(ingest, machine, parent, options)
         manifest = build_manifest(
             machine,
             trees,
@@ -294,7 +296,7 @@ def run_backup(
             received_ms=began_ms,
             config=engine.config,
             parent=parent,
-            mapped=mapped,
+            modes=modes,
             statistics=PointStatistics(
                 bytes_read=ingest.counters.bytes_read,
                 bytes_new=ingest.counters.bytes_new,
@@ -353,7 +355,7 @@ def _ingest(
         acceptor,
         engine.keys,
         sealer,
-        make_chunker(params) if seed is None else make_chunker(params, seed),
+        make_chunker(params, seed or PUBLISHED_SEED),
         engine.records,
         engine.trees,
         config.segment_bytes,
@@ -361,6 +363,8 @@ def _ingest(
         others,
         LevelGovernor(config.compression.level) if config.compression.auto else None,
         engine.index.lost(),
+        Cutting(config.chunker, config.chunk_size_bytes, seed or PUBLISHED_SEED),
+        engine.index.aliases,
         options.on_progress,
     )
 
@@ -382,8 +386,8 @@ def _begin_session(
 
 def _take_in(
     ingest: Ingest, machine: Machine, parent: Point | None, options: BackupOptions
-) -> tuple[list[ContentTree], frozenset[str]]:
-    """The trees of all contents, and the names of the disks for which a change map was used."""
+) -> tuple[list[ContentTree], dict[str, ReadMode]]:
+    """The trees of all contents, and how each disk was read, by name."""
     changes = options.changes or {}
     unknown = changes.keys() - {disk.info.name for disk in machine.disks}
     if unknown:
@@ -392,13 +396,19 @@ def _take_in(
         )
     parents = matching_contents(machine, parent)
     contents = [
-        ingest.content(disk.source, tree, changes.get(disk.info.name))
+        ingest.content(disk.source, tree, changes.get(disk.info.name), disk.scanner)
         for disk, tree in zip(machine.disks, parents, strict=False)
     ]
     contents += [ingest.content(file.source, tree) for file, tree in zip(machine.files, parents, strict=True)]
     disks = zip(machine.disks, contents, strict=False)
-    mapped = frozenset(disk.info.name for disk, content in disks if content.changes is not None)
-    return ingest.run(contents), mapped
+    modes = {disk.info.name: _read_mode(content) for disk, content in disks}
+    return ingest.run(contents), modes
+
+
+def _read_mode(content: Content) -> ReadMode:
+    if content.changes is not None:
+        return "cbt"
+    return "full" if content.scanner is None else "hash"
 
 
 def _summary(

@@ -187,6 +187,7 @@ class Collector:
                 swept = self._index.sweep(doomed[first : first + _SWEEP_IDS], collection.epoch)
                 self.report.records += swept.records
                 self.report.dropped_bytes += swept.bytes
+        self._drop_aliases(live)
         del live
         self._reclaim()
 
@@ -283,6 +284,19 @@ class Collector:
             after = RecordId(keys[-ID_BYTES:])
             done += len(rows)
             self._options.on_progress("sweep", done, total)
+
+    def _drop_aliases(self, live: LiveSet) -> None:
+        """Lets go of the names of records that are no more."""
+        after = b""
+        while page := self._index.scan_aliases(after, _SCAN_ROWS):
+            self._check_time()
+            after = page[-1][0]
+            lacking = live.lacks(b"".join(record for _, record in page))
+            asked = [page[at] for at in np.flatnonzero(lacking).tolist()]  # new records are not marked
+            places = self._index.lookup([record for _, record in asked])
+            gone = [name for (name, _), place in zip(asked, places, strict=True) if place is None]
+            for first in range(0, len(gone), _SWEEP_IDS):
+                self._index.drop_aliases(gone[first : first + _SWEEP_IDS])
 
     # --- reclaim
 

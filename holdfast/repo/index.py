@@ -76,6 +76,7 @@ class Batch:
         replacing: records among `records` that take the place of one elsewhere, if it is still there:
             id -> (number of the pack, offset) of the old one.
         ends_session: the session is over when the batch is in.
+        aliases: name -> record: hashes made elsewhere, of records that the batch stores or relies on.
     """
 
     session: SessionId | None
@@ -88,6 +89,7 @@ class Batch:
     changes: list[PointChange] = field(default_factory=list)
     replacing: Mapping[RecordId, tuple[int, int]] = field(default_factory=dict)
     ends_session: bool = False
+    aliases: Mapping[bytes, RecordId] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +253,18 @@ class Index(Protocol):
 
     def lost(self) -> frozenset[RecordId]:
         """Records that were dropped as damaged and have not been stored again."""
+        ...
+
+    def aliases(self, names: Sequence[bytes]) -> list[RecordId | None]:
+        """The record that each name stands for, in order, if it is known. It may have been collected since."""
+        ...
+
+    def scan_aliases(self, after: bytes, limit: int) -> list[tuple[bytes, RecordId]]:
+        """Up to `limit` names behind `after`, in order, with their records."""
+        ...
+
+    def drop_aliases(self, names: Sequence[bytes]) -> None:
+        """Forgets names. One short transaction."""
         ...
 
     def update_pack(self, number: int, update: Callable[[PackRow], PackRow]) -> PackRow | None:

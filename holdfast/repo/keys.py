@@ -50,6 +50,7 @@ __all__ = [
 ]
 
 MASTER_KEY_BYTES: Final = 32
+ALIAS_BYTES: Final = 16
 
 SCRYPT_N: Final = 1 << 16
 SCRYPT_R: Final = 8
@@ -61,6 +62,8 @@ _CONTEXT: Final = "holdfast 2026-11-22 v1 "
 RECORD_CONTEXT: Final = _CONTEXT + "record encryption"
 CHUNKER_CONTEXT: Final = _CONTEXT + "chunker seed"
 CONFIG_CONTEXT: Final = _CONTEXT + "configuration"
+ALIAS_CONTEXT: Final = _CONTEXT + "key of aliases"
+CLEAR_ALIAS_CONTEXT: Final = _CONTEXT + "clear alias"
 SECRET_ID_CONTEXTS: Final = {
     Kind.CHUNK: _CONTEXT + "key of chunk ids",
     Kind.NODE: _CONTEXT + "key of node ids",
@@ -125,12 +128,14 @@ class Keys:
         data_key: records are encrypted under keys derived from it.
         id_keys: kind -> key of the keyed BLAKE3 that makes ids; empty without encryption.
         chunker_seed: None stands for the published seed.
+        alias_key: key of the names of aliases; empty without encryption.
     """
 
     cipher: Cipher | None
     data_key: bytes
     id_keys: tuple[tuple[Kind, bytes], ...]
     chunker_seed: bytes | None
+    alias_key: bytes = b""
 
     def record_id(self, kind: Kind, plaintext: bytes | memoryview) -> RecordId:
         """The id of a record: BLAKE3-256 of its plaintext, separated by kind, keyed when encrypted.
@@ -146,6 +151,16 @@ class Keys:
         if context is None:
             return RecordId(blake3.blake3(plaintext).digest())
         return RecordId(blake3.blake3(plaintext, derive_key_context=context).digest())
+
+    def alias(self, kind: Kind, digest: bytes) -> bytes:
+        """The name in the index of a hash that somebody else has made of a chunk, or of a leaf's parts: 16 bytes.
+
+        Keyed when encrypted, so that the index tells nobody what plain hashes there are.
+        """
+        named = bytes([kind]) + digest
+        if self.alias_key:
+            return blake3.blake3(named, key=self.alias_key).digest(length=ALIAS_BYTES)
+        return blake3.blake3(named, derive_key_context=CLEAR_ALIAS_CONTEXT).digest(length=ALIAS_BYTES)
 
     def mark_id(self, plaintext: bytes) -> RecordId:
         """`record_id` of a mark."""
@@ -173,6 +188,7 @@ def secret_keys(cipher: Cipher, master: bytes) -> Keys:
         derive(master, RECORD_CONTEXT),
         tuple((kind, derive(master, context)) for kind, context in SECRET_ID_CONTEXTS.items()),
         derive(master, CHUNKER_CONTEXT),
+        derive(master, ALIAS_CONTEXT),
     )
 
 

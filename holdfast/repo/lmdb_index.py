@@ -81,7 +81,9 @@ _DIGEST: Final = b"points"
 _COLLECTED: Final = "collected"
 _MARKS: Final = "marks"
 _LOST: Final = "lost"
-"""A table that read-only media may lack."""
+_ALIASES: Final = "aliases"
+_LATER_TABLES: Final = (_LOST, _COLLECTED, _MARKS, _ALIASES)
+"""Tables that read-only media may lack."""
 _REPOSITORY: Final = b"repository"
 _SCAN_ROWS: Final = 10_000
 
@@ -152,7 +154,7 @@ def _open_environment(folder: str, *, read_only: bool) -> lmdb.Environment:
             return lmdb.open(
                 folder,
                 map_size=map_bytes,
-                max_dbs=len(_TABLES) + 4,
+                max_dbs=len(_TABLES) + len(_LATER_TABLES) + 1,
                 max_readers=_MOST_READERS,
                 mode=0o640,
                 readonly=read_only,
@@ -182,7 +184,7 @@ def _open_tables(env: lmdb.Environment, *, create: bool, read_only: bool) -> dic
             tables[name] = env.open_db(name.encode(), create=create)
         except lmdb.NotFoundError:
             raise DamagedIndex("the index lacks a table") from None
-    for name in (_LOST, _COLLECTED, _MARKS):
+    for name in _LATER_TABLES:
         with contextlib.suppress(lmdb.NotFoundError):
             tables[name] = env.open_db(name.encode(), create=False)
         if name not in tables and not read_only:
@@ -260,6 +262,7 @@ class LmdbIndex:
         self._lost = shared.tables.get(_LOST)
         self._collected = shared.tables.get(_COLLECTED)
         self._marks = shared.tables.get(_MARKS)
+        self._aliases = shared.tables.get(_ALIASES)
 
     def _prepare(self, repository: RepositoryId, *, create: bool) -> None:
         env = self._env
@@ -451,6 +454,8 @@ class LmdbIndex:
             self._add_point(txn, batch.point)
         for change in batch.changes:
             self._change_point(txn, change)
+        for name, record_id in sorted(batch.aliases.items()):
+            txn.put(name, rows.encode_alias(name, record_id), db=self._aliases)
         if batch.ends_session and batch.session is not None:
             txn.delete(batch.session, db=self._sessions)
         return Committed(duplicates=duplicates, duplicate_bytes=sum(dead.values()))
@@ -738,6 +743,39 @@ class LmdbIndex:
         if self._lost is None:
             return frozenset()
         return frozenset(RecordId(bytes(key)) for key, _ in self._ordered(txn, self._lost))
+
+    def aliases(self, names: Sequence[bytes]) -> list[RecordId | None]:
+        """See `Index.aliases`."""
+        if self._aliases is None:
+            return [None] * len(names)
+        with _translated("looking up aliases"), self._begin() as txn:
+            found = dict(txn.cursor(self._aliases).getmulti(names))
+        return [
+            rows.decode_alias(name, value) if (value := found.get(name)) is not None else None
+            for name in names
+        ]
+
+    def scan_aliases(self, after: bytes, limit: int) -> list[tuple[bytes, RecordId]]:
+        """See `Index.scan_aliases`."""
+        result: list[tuple[bytes, RecordId]] = []
+        if self._aliases is None:
+            return result
+        with _translated("scanning aliases"), self._begin() as txn:
+            cursor = txn.cursor(self._aliases)
+            more = cursor.set_range(after + b"\0")
+            while more and len(result) < limit:
+                name = bytes(cursor.key())
+                if result and name <= result[-1][0]:
+                    raise DamagedIndex("the keys of the index are out of order")
+                result.append((name, rows.decode_alias(name, bytes(cursor.value()))))
+                more = cursor.next()
+        return result
+
+    def drop_aliases(self, names: Sequence[bytes]) -> None:
+        """See `Index.drop_aliases`."""
+        with _translated("dropping aliases", self._folder), self._begin(write=True) as txn:
+            for name in sorted(names):
+                txn.delete(name, db=self._aliases)
 
     def update_pack(self, number: int, update: Callable[[PackRow], PackRow]) -> PackRow | None:
         """See `Index.update_pack`."""

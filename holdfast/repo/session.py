@@ -23,7 +23,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import blake3
@@ -69,12 +69,14 @@ class Segment:
         relied: ids that it did know.
         roots: nodes that become roots of the session: the leaf, or inner nodes.
         redo: does the work again, from the source, and appends its outcome anew.
+        aliases: names of records among those that it stores or relies on; see `Batch`.
     """
 
     records: Sequence[Sealed]
     relied: frozenset[RecordId]
     roots: tuple[NodeId, ...]
     redo: Callable[[], None]
+    aliases: Mapping[bytes, RecordId] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -235,7 +237,7 @@ class Session:
                 known.difference_update(sealed.header.id for sealed in fresh)
                 self._failure = self._failure or error
                 raise
-            batch.segments.append(Segment((), relied - known, segment.roots, segment.redo))
+            batch.segments.append(replace(segment, records=(), relied=relied - known))
             due = batch.bytes >= _BATCH_BYTES or time.monotonic() - batch.began >= _BATCH_AGE_S
         if due and (batch.bytes >= 2 * _BATCH_BYTES or not self._commit_lock.locked()):
             self._commit()
@@ -443,6 +445,9 @@ class Session:
                     packs=progress,
                     point=None if redo else point,
                     ends_session=point is not None and not redo,
+                    aliases={
+                        name: record for segment in segments for name, record in segment.aliases.items()
+                    },
                 )
             )
             if not committed.gone:

@@ -356,6 +356,23 @@ def decode_session_row(key: bytes, value: bytes) -> SessionRow:
         raise DamagedIndex(f"a session of the index is damaged ({error})") from None
 
 
+def encode_alias(key: bytes, record_id: RecordId) -> bytes:
+    """The row of an alias: the record that it stands for."""
+    return _sealed(key, record_id)
+
+
+def decode_alias(key: bytes, value: bytes) -> RecordId:
+    """The record that an alias stands for.
+
+    Raises:
+        DamagedIndex: the row is damaged.
+    """
+    body = _opened(key, value, "aliases")
+    if len(body) != ID_BYTES:
+        raise DamagedIndex("a row of the index (aliases) has a wrong length")
+    return RecordId(bytes(body))
+
+
 def encode_root(key: bytes) -> bytes:
     """The row of a session's root: its key says everything, the value vouches for it."""
     return _sealed(key, b"")

@@ -171,15 +171,27 @@ def test_every_context_is_the_one_that_is_used(tables: Tables, document: str) ->
     made = {
         ("record encryption", "master key"): keys.data_key,
         ("chunker seed", "master key"): keys.chunker_seed,
+        ("key of aliases", "master key"): keys.alias_key,
         ("clear node id", "plaintext of a node"): clear.record_id(Kind.NODE, text),
         ("clear manifest id", "plaintext of a manifest"): clear.record_id(Kind.MANIFEST, text),
         ("clear mark id", "plaintext of a mark"): clear.record_id(Kind.MARK, text),
     }
+    digest = bytes(range(32))
+    assert clear.alias(Kind.CHUNK, digest) == blake3.blake3(
+        b"\1" + digest, derive_key_context=PREFIX + "clear alias"
+    ).digest(length=16)
+    assert keys.alias(Kind.NODE, digest) == blake3.blake3(b"\2" + digest, key=keys.alias_key).digest(
+        length=16
+    )
     made |= {(f"key of {kind.name.lower()} ids", "master key"): key for kind, key in id_keys.items()}
     listed = {
         (row["context, after the common beginning"].strip("`"), row["input"]) for row in tables["contexts"]
     }
-    elsewhere = {("configuration", "master key"), ("uuid of a name", "name of a VM, UTF-8")}
+    elsewhere = {
+        ("configuration", "master key"),
+        ("uuid of a name", "name of a VM, UTF-8"),
+        ("clear alias", "kind of a record, and a hash of it"),
+    }
     assert listed == made.keys() | elsewhere
     contexts = [context for context, _ in listed]
     assert len(contexts) == len(set(contexts)), "one context per purpose"

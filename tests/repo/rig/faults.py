@@ -274,6 +274,15 @@ class FaultyIndex:
     def scan_rows(self, after: RecordId | None, limit: int) -> tuple[bytes, bytes]:
         return self._index.scan_rows(after, limit)
 
+    def aliases(self, names: Sequence[bytes]) -> list[RecordId | None]:
+        return self._index.aliases(names)
+
+    def scan_aliases(self, after: bytes, limit: int) -> list[tuple[bytes, RecordId]]:
+        return self._index.scan_aliases(after, limit)
+
+    def drop_aliases(self, names: Sequence[bytes]) -> None:
+        self._faults.run("drop_aliases", lambda: self._index.drop_aliases(names))
+
     def sweep(self, ids: Sequence[RecordId], before: int) -> Swept:
         return self._faults.run("sweep", lambda: self._index.sweep(ids, before))
 

@@ -33,6 +33,7 @@ class _State:
     lost: set[RecordId] = field(default_factory=set)
     collected: set[PointId] = field(default_factory=set)
     marked: dict[tuple[PointId, str], int] = field(default_factory=dict)
+    aliases: dict[bytes, RecordId] = field(default_factory=dict)
     next_pack: int = 1
     epoch: int = 1
 
@@ -66,7 +67,7 @@ class ModelIndex:
             state.chunks, state.packs = dict(state.chunks), dict(state.packs)
             state.points, state.sessions = dict(state.points), dict(state.sessions)
             state.roots, state.lost = set(state.roots), set(state.lost)
-            state.marked = dict(state.marked)
+            state.marked, state.aliases = dict(state.marked), dict(state.aliases)
             committed = self._apply(state, batch)
             if not committed.gone:
                 self._state = state
@@ -140,6 +141,7 @@ class ModelIndex:
             )
         if batch.session is not None:
             state.roots |= {(batch.session, leaf) for leaf in batch.roots}
+        state.aliases.update(batch.aliases)
         if batch.point is not None and batch.point.id not in state.collected:
             state.points.setdefault(batch.point.id, batch.point)
         for change in batch.changes:
@@ -253,6 +255,19 @@ class ModelIndex:
     def lost(self) -> frozenset[RecordId]:
         with self._lock:
             return frozenset(self._state.lost)
+
+    def aliases(self, names: Sequence[bytes]) -> list[RecordId | None]:
+        with self._lock:
+            return [self._state.aliases.get(name) for name in names]
+
+    def scan_aliases(self, after: bytes, limit: int) -> list[tuple[bytes, RecordId]]:
+        with self._lock:
+            return sorted(item for item in self._state.aliases.items() if item[0] > after)[:limit]
+
+    def drop_aliases(self, names: Sequence[bytes]) -> None:
+        with self._lock:
+            for name in names:
+                self._state.aliases.pop(name, None)
 
     def update_pack(self, number: int, update: Callable[[PackRow], PackRow]) -> PackRow | None:
         with self._lock:
