@@ -28,6 +28,8 @@ __all__ = [
     "EmptySource",
     "FarCommandMissing",
     "FarSideEnded",
+    "GuestError",
+    "GuestFileNotFound",
     "HoldfastError",
     "HostKeyChanged",
     "HostKeyRefused",
@@ -39,6 +41,7 @@ __all__ = [
     "LinkLost",
     "LinkTimeout",
     "LoginRefused",
+    "MissingLibrary",
     "NoRepository",
     "PointNotFound",
     "RepositoryBusy",
@@ -328,6 +331,30 @@ class FarSideEnded(LinkError):
 
     exit_code = 57
     code_meaning = "a command on the other host ended too early"
+
+
+class GuestError(HoldfastError):
+    """A guest's file system, as it stands in the backup, can not be read: damaged, or of a kind that is not read.
+
+    The restore point itself is as it was backed up.
+    """
+
+    exit_code = 60
+    code_meaning = "the guest's file system is damaged, or of an unsupported kind"
+
+
+class GuestFileNotFound(GuestError):
+    """No file or file system of the guest, or more than one, answers to the given path."""
+
+    exit_code = 61
+    code_meaning = "file not found in the guest, or its path is ambiguous"
+
+
+class MissingLibrary(HoldfastError):
+    """What was asked for needs a library that is not installed."""
+
+    exit_code = 3
+    code_meaning = "an optional part of Holdfast is not installed"
 
 
 def _table() -> dict[int, str]:

@@ -24,6 +24,8 @@ _SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "show": "Show all about one restore point.",
         "diff": "Show what differs between two restore points.",
         "restore": "Write a restore point back to files or a device.",
+        "browse": "List the files of a guest.",
+        "extract": "Copy files out of a guest.",
     },
     "Keeping the repository": {
         "forget": "Hide restore points, or bring them back.",

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-__all__ = ["Partition", "find_partitions"]
+__all__ = ["Partition", "boot_sector_kind", "find_partitions"]
 
 Read = Callable[[int, int], bytes]
 
@@ -124,7 +124,7 @@ def find_partitions(read: Read, size_bytes: int) -> tuple[Partition, ...]:
     """
     sector = read(0, _MBR_SECTOR_BYTES)
     entries = _entries(sector)
-    if entries is None or _boot_sector_kind(sector):
+    if entries is None or boot_sector_kind(sector):
         return ()
     if any(entry.type == _PROTECTIVE for entry in entries):
         return _gpt(read, size_bytes)
@@ -174,11 +174,11 @@ def _from_entry(read: Read, number: int, entry: _Entry, base: int, size_bytes: i
         return
     kind = _MBR_KINDS.get(entry.type, f"type-{entry.type:02x}")
     if entry.type == _SEVERAL_SYSTEMS:
-        kind = _boot_sector_kind(read(start, _MBR_SECTOR_BYTES)) or kind
+        kind = boot_sector_kind(read(start, _MBR_SECTOR_BYTES)) or kind
     yield Partition(number, kind, start, length, "")
 
 
-def _boot_sector_kind(sector: bytes) -> str:
+def boot_sector_kind(sector: bytes) -> str:
     """The file system of Windows that this sector begins; "" if it begins none."""
     if len(sector) < _MBR_SECTOR_BYTES:
         return ""
@@ -264,7 +264,7 @@ def _gpt_partitions(
             continue
         kind = _GPT_KINDS.get(guid, f"type-{guid.hex[:8]}")
         if guid == _BASIC_DATA:
-            kind = _boot_sector_kind(read(start, _MBR_SECTOR_BYTES)) or "data"
+            kind = boot_sector_kind(read(start, _MBR_SECTOR_BYTES)) or "data"
         name = row[56:128].decode("utf-16-le", "replace").split("\0", 1)[0]
         yield Partition(
             index + 1, kind, start, length, "".join(c if c.isprintable() else "\ufffd" for c in name)
