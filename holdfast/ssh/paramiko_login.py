@@ -33,6 +33,12 @@ _CIPHERS: Final = (
     "aes192-ctr",
     "aes256-ctr",
 )
+# Paramiko must never be the one to ask for new keys. Until the host has agreed, its messages still arrive, and paramiko's
+# only thread then waits for the new keys in order to answer one (the end of a channel), while nobody else could bring
+# them: the connection stands still for 30 s and mostly breaks. When the host asks, as ESXi does each GiB, all is well.
+# One key is good for 64 GiB with AES (RFC 4344, section 3.2), and this is half of it.
+_REKEY_BYTES: Final = 1 << 35
+_REKEY_PACKETS: Final = 1 << 30
 _SIGNATURES: Final = {"ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256")}
 
 logging.getLogger(_LOG).addHandler(logging.NullHandler())
@@ -65,6 +71,8 @@ def connect(address: Address, patience: Patience, kinds: Sequence[str] = ()) -> 
             transport.set_log_channel(_LOG)
             transport.banner_timeout = transport.handshake_timeout = patience.connect_s
             transport.auth_timeout = patience.connect_s
+            transport.packetizer.REKEY_BYTES = _REKEY_BYTES
+            transport.packetizer.REKEY_PACKETS = _REKEY_PACKETS
             options = transport.get_security_options()
             options.ciphers = _CIPHERS
             wanted = [name for kind in kinds for name in _SIGNATURES.get(kind, (kind,))]

@@ -463,6 +463,19 @@ def test_rekeying_under_load(opener: Opener, tmp_path: Path) -> None:
             assert received.digest() == hashlib.sha256(bytes(total * MIB)).digest()
 
 
+@pytest.mark.slow
+def test_a_connection_outlives_much_traffic_and_many_ends(link: Link) -> None:
+    """Paramiko by itself would ask for new keys after 512 MiB, and stall for 30 s if a command ends just then."""
+    started_s = time.monotonic()
+    for _ in range(10):
+        with link.start("head -c 64M /dev/zero") as channel:
+            while channel.read(MIB):
+                pass
+            assert channel.wait(20) == 0
+            assert channel.received_bytes == 64 * MIB
+    assert time.monotonic() - started_s < 29
+
+
 def test_with_the_methods_of_esxi(opener: Opener, esxi_sshd: Sshd) -> None:
     rsa = esxi_sshd.folder / "id_rsa"
     if not rsa.exists():
