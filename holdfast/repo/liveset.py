@@ -48,11 +48,9 @@ class LiveSet:
         """Puts ids in, 32 bytes each, one behind the other."""
         if ids:
             bits = self._positions(ids).ravel()
-            np.bitwise_or.at(
-                self._bytes,
-                (bits >> np.uint64(3)).astype(np.intp),
-                np.uint8(1) << (bits & np.uint64(7)).astype(np.uint8),
-            )
+            places, within = (bits >> np.uint64(3)).astype(np.intp), (bits & np.uint64(7)).astype(np.uint8)
+            for bit in range(8):  # one at a time, so that it does no harm if a byte is named twice
+                self._bytes[places[within == bit]] |= np.uint8(1 << bit)
 
     def lacks(self, ids: bytes) -> npt.NDArray[np.bool_]:
         """For each id whether it is certainly not in the set."""
