@@ -42,6 +42,7 @@ __all__ = [
     "LinkTimeout",
     "LoginRefused",
     "MissingLibrary",
+    "MountFailed",
     "NoRepository",
     "PointNotFound",
     "RepositoryBusy",
@@ -218,6 +219,13 @@ class DestinationExists(StorageError):
 
     exit_code = 33
     code_meaning = "the destination exists already"
+
+
+class MountFailed(StorageError):
+    """A folder can not be mounted, or not be unmounted."""
+
+    exit_code = 34
+    code_meaning = "mounting or unmounting is not possible"
 
 
 class SourceError(HoldfastError):

@@ -26,6 +26,8 @@ _SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "restore": "Write a restore point back to files or a device.",
         "browse": "List the files of a guest.",
         "extract": "Copy files out of a guest.",
+        "mount": "Show all restore points as files in a folder.",
+        "umount": "End a mount.",
     },
     "Keeping the repository": {
         "forget": "Hide restore points, or bring them back.",

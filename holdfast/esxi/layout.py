@@ -82,7 +82,7 @@ def restore_layout(
     disks: Sequence[DiskInfo],
     files: Sequence[FileInfo],
     folders: Sequence[str],
-    as_: RestoreFormat,
+    as_: RestoreFormat | Literal["view"],
 ) -> tuple[Output, ...]:
     """What a restore of these disks and files writes, in order.
 
@@ -91,7 +91,8 @@ def restore_layout(
         disks: those that are to be restored, as the manifest has them.
         files, folders: likewise; folders that hold a file need not be named.
         as_: `original`: VMDKs as descriptor and flat file, raw images as they were; `raw` and
-            `vmdk`: all disks in that form.
+            `vmdk`: all disks in that form; `view`: as VMDKs that any program can open where they are
+            (`monolithicFlat`), raw images under their own names as well.
 
     Raises:
         DamagedData: the manifest names a path that leaves the destination, or one twice, or its
@@ -114,7 +115,9 @@ def restore_layout(
             taken.add(path)
             data.append(DiskOutput(path, disk.name, disk.size_bytes))
             continue
-        flat, descriptor = _as_vmdk(disk, taken)
+        if as_ == "view" and disk.format == "raw":
+            data.append(DiskOutput(disk.name, disk.name, disk.size_bytes))
+        flat, descriptor = _as_vmdk(disk, taken, vmfs=as_ != "view")
         taken |= {flat.path, descriptor.path}
         data.append(flat)
         descriptors.append(descriptor)
@@ -131,7 +134,7 @@ def restore_layout(
     return (*_folders(contents, folders), *contents)
 
 
-def _as_vmdk(disk: DiskInfo, taken: set[str]) -> tuple[DiskOutput, TextOutput]:
+def _as_vmdk(disk: DiskInfo, taken: set[str], *, vmfs: bool) -> tuple[DiskOutput, TextOutput]:
     stem = stem_of(disk.name)
     if disk.format == "vmdk":
         path, flat_path = disk.name, disk.flat_name
@@ -147,7 +150,7 @@ def _as_vmdk(disk: DiskInfo, taken: set[str]) -> tuple[DiskOutput, TextOutput]:
     try:
         text = flat_descriptor(
             disk.descriptor, disk.size_bytes, posixpath.basename(flat_path),
-            adapter=disk.adapter, uuid=disk.uuid, geometry=disk.geometry,
+            adapter=disk.adapter, uuid=disk.uuid, geometry=disk.geometry, vmfs=vmfs,
         )  # fmt: skip
         encoded = texts.encode(text)
     except (SourceFormat, UnicodeEncodeError) as error:

@@ -176,6 +176,10 @@ class Index(Protocol):
         """
         ...
 
+    def changes(self) -> int:
+        """A number that is another one whenever something was committed, by whichever process. Costs nothing."""
+        ...
+
     def begin_session(self, row: SessionRow, expire_before: int) -> int:
         """Records a session and drops those whose heartbeat is older than `expire_before`.
 

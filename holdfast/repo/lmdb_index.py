@@ -290,11 +290,14 @@ class LmdbIndex:
             raise DamagedIndex("the index is older than the repository's newest restore point")
 
     def _begin(self, *, write: bool = False) -> lmdb.Transaction[bytes]:
+        self._require_usable()
+        return self._env.begin(write=write)
+
+    def _require_usable(self) -> None:
         if os.getpid() != self._pid:
             raise InternalError("the index crossed a fork")
         if self._closed:
             raise InternalError("the index was used after it was closed")
-        return self._env.begin(write=write)
 
     # --- lookups
 
@@ -338,6 +341,12 @@ class LmdbIndex:
             if digest != self._digest(txn):
                 raise DamagedIndex("the index does not list all restore points that it should")
         return found
+
+    def changes(self) -> int:
+        """See `Index.changes`."""
+        with _translated("looking for changes"):
+            self._require_usable()
+            return int(self._env.info()["last_txnid"])
 
     def sessions(self) -> list[SessionRow]:
         """See `Index.sessions`."""

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import io
-import threading
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from holdfast.ids import HOLE_ID, ChunkId
+from holdfast.ids import ChunkId
 from holdfast.repo.format.manifest import ContentTree
-from holdfast.repo.format.record import Kind
+from holdfast.repo.readcache import ReadCache
 from holdfast.repo.records import RecordReader
-from holdfast.repo.tree import TreeReader, require_length, segment_count, segment_length
+from holdfast.repo.tree import TreeReader, segment_length, segments_of
 from holdfast.units import MIB
 
 if TYPE_CHECKING:
@@ -21,23 +19,26 @@ if TYPE_CHECKING:
 __all__ = ["DiskReader"]
 
 _CACHE_BYTES: Final = 32 * MIB
+_TOGETHER_BYTES: Final = 4 * MIB
+"""How much is decoded together: enough for whoever reads packs, little enough for memory."""
 
 
 class DiskReader(io.RawIOBase):
-    """Read-only, seekable; `pread` may be used from several threads at once.
+    """Read-only, seekable; `pread` and what else takes an offset may be used from several threads at once.
 
-    Every byte that is returned has been verified. Memory: `_CACHE_BYTES` of decoded chunks.
+    Every byte that is returned has been verified.
+
+    Args:
+        cache: what it shares with other readers; None for one of its own, of `_CACHE_BYTES`.
     """
 
-    def __init__(self, records: RecordReader, trees: TreeReader, tree: ContentTree) -> None:
+    def __init__(
+        self, records: RecordReader, trees: TreeReader, tree: ContentTree, cache: ReadCache | None = None
+    ) -> None:
         super().__init__()
-        self._records = records
-        self._trees = trees
+        self._cache = ReadCache(records, trees, _CACHE_BYTES) if cache is None else cache
         self._tree = tree
         self._position = 0
-        self._cache: OrderedDict[ChunkId, bytes] = OrderedDict()
-        self._cached_bytes = 0
-        self._lock = threading.Lock()
 
     @property
     def size_bytes(self) -> int:
@@ -71,10 +72,10 @@ class DiskReader(io.RawIOBase):
             DamagedData: something in that range is missing or damaged.
         """
         view = memoryview(buffer).cast("B")
-        data = self.pread(self._position, len(view))
-        view[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+        length = max(0, min(len(view), self.size_bytes - self._position))
+        self.read_into(self._position, view[:length])
+        self._position += length
+        return length
 
     def pread(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset` on; fewer only at the end of the disk.
@@ -82,24 +83,45 @@ class DiskReader(io.RawIOBase):
         Raises:
             DamagedData: something in that range is missing or damaged.
         """
-        end = min(offset + length, self.size_bytes)
-        result = bytearray(max(0, end - offset))
-        for start, size, chunk in self._parts(offset, end):
-            if chunk is None:
-                continue
-            data = self._chunk(chunk, size)
-            first, last = max(start, offset), min(start + size, end)
-            result[first - offset : last - offset] = data[first - start : last - start]
+        result = bytearray(max(0, min(length, self.size_bytes - offset)))
+        self.read_into(offset, memoryview(result))
         return bytes(result)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fills the buffer, so that a stored disk can be a `BlockSource` itself."""
-        buffer[:] = self.pread(offset, len(buffer))
+        """Fills the whole buffer from `offset` on, so that a stored disk can be a `BlockSource` itself.
+
+        All of it must lie inside of the disk. What is in the buffer after an error is undefined.
+
+        Raises:
+            DamagedData: something in that range is missing or damaged.
+        """
+        end = offset + len(buffer)
+        together: list[tuple[int, int, ChunkId]] = []
+        together_bytes = 0
+        for start, size, chunk in self.parts(offset, end):
+            if chunk is None:
+                first, last = max(start, offset), min(start + size, end)
+                buffer[first - offset : last - offset] = bytes(last - first)
+                continue
+            together.append((start, size, chunk))
+            together_bytes += size
+            if together_bytes >= _TOGETHER_BYTES:
+                self._copy(together, offset, buffer)
+                together, together_bytes = [], 0
+        if together:
+            self._copy(together, offset, buffer)
+
+    def _copy(self, parts: Sequence[tuple[int, int, ChunkId]], offset: int, buffer: memoryview) -> None:
+        """Writes what these chunks hold of the range that begins at `offset` into its buffer."""
+        data = self._cache.chunks([(chunk, size) for _, size, chunk in parts])
+        for start, size, chunk in parts:
+            first, last = max(start, offset), min(start + size, offset + len(buffer))
+            buffer[first - offset : last - offset] = memoryview(data[chunk])[first - start : last - start]
 
     def data_extents(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yields (offset, length) of what is no hole in [start, end), neighbours merged."""
         open_start = open_end = -1
-        for offset, size, chunk in self._parts(start, min(end, self.size_bytes)):
+        for offset, size, chunk in self.parts(start, min(end, self.size_bytes)):
             if chunk is None:
                 continue
             first, last = max(offset, start), min(offset + size, end)
@@ -112,40 +134,22 @@ class DiskReader(io.RawIOBase):
         if open_end > open_start:
             yield open_start, open_end - open_start
 
-    def _parts(self, start: int, end: int) -> Iterator[tuple[int, int, ChunkId | None]]:
-        """(offset, length, chunk or hole) of all parts that touch [start, end)."""
+    def parts(self, start: int, end: int) -> Iterator[tuple[int, int, ChunkId | None]]:
+        """Yields (offset, length, chunk or None for a hole) of all parts that touch [start, end)."""
         if start >= end:
             return
-        segment_bytes = self._tree.segment_bytes
-        last = min((end - 1) // segment_bytes + 1, segment_count(self.size_bytes, segment_bytes))
-        for segment in range(start // segment_bytes, last):
-            offset = segment * segment_bytes
-            length = segment_length(self.size_bytes, segment_bytes, segment)
-            node = self._trees.leaf_id(self._tree, segment)
-            if node == HOLE_ID:
-                yield offset, length, None
+        tree = self._tree
+        segment_bytes = tree.segment_bytes
+        last = min((end - 1) // segment_bytes + 1, segments_of(tree))
+        for number in range(start // segment_bytes, last):
+            base = number * segment_bytes
+            found = self._cache.segment(tree, number)
+            if found is None:
+                yield base, segment_length(tree.size_bytes, segment_bytes, number), None
                 continue
-            leaf = self._trees.leaf(node, length)
-            ids = iter(leaf.ids)
-            for part in leaf.lengths:
-                chunk = next(ids) if part > 0 else None
-                if offset + abs(part) > start and offset < end:
-                    yield offset, abs(part), chunk
-                offset += abs(part)
+            for offset, size, chunk in found.parts(max(0, start - base), end - base):
+                yield base + offset, size, chunk
 
-    def _chunk(self, chunk: ChunkId, length: int) -> bytes:
-        with self._lock:
-            data = self._cache.get(chunk)
-            if data is not None:
-                self._cache.move_to_end(chunk)
-                return data
-        data = self._records.load_one(chunk, Kind.CHUNK)
-        require_length(len(data), length)
-        with self._lock:
-            if chunk not in self._cache:
-                self._cache[chunk] = data
-                self._cached_bytes += len(data)
-            while self._cached_bytes > _CACHE_BYTES:
-                _, dropped = self._cache.popitem(last=False)
-                self._cached_bytes -= len(dropped)
-        return data
+    def fetch(self, start: int, end: int) -> None:
+        """Reads what a later read of [start, end) will need. Errors are left to that."""
+        self._cache.fetch([chunk for _, _, chunk in self.parts(start, end) if chunk is not None])

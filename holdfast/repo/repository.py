@@ -66,6 +66,7 @@ from holdfast.units import MIB
 
 if TYPE_CHECKING:
     from holdfast.repo.gc import CollectOptions, CollectReport
+    from holdfast.repo.live import LivePoints
     from holdfast.repo.repair import Donor, RepairReport
 
 __all__ = ["InitOptions", "Repository", "RepositoryStatistics"]
@@ -259,6 +260,10 @@ class Repository:
         self._store.close()
         self._folder.release()
 
+    def notify_by(self, notify: Notify) -> None:
+        """Sends what the user should see somewhere else from now on."""
+        self._notify = notify
+
     @property
     def path(self) -> str:
         """Where it is."""
@@ -335,6 +340,31 @@ class Repository:
         return self._records_, self._trees_
 
     # --- restore points
+
+    def live(self, kind: str, cache_bytes: int, vm: str | None = None) -> LivePoints:
+        """The restore points as they are at any moment, for a process that stays; see `repo.live`.
+
+        Args:
+            kind: what the process is called as a session: `mount`.
+            vm: only points of this VM.
+
+        Raises:
+            DamagedIndex: the index does not hold what it should.
+        """
+        from holdfast.repo.live import LivePoints
+
+        return LivePoints(
+            self._store,
+            self._index(),
+            Opener(self.unlock()),
+            kind,
+            cache_bytes,
+            vm,
+            _time.time,
+            _time.monotonic,
+            self._notify,
+            writable=self._folder.is_writable(),
+        )
 
     def points(self, vm: str | None = None) -> list[Point]:
         """The restore points, oldest first; of one VM if its name or UUID is given.

@@ -197,6 +197,23 @@ class TestContract:
         assert list(index.roots(sid(1))) == []
         assert list(index.roots(sid(2))) == [rid(99)]
 
+    def test_whatever_is_committed_changes_its_number(self, index: Index) -> None:
+        seen = [index.changes()]
+        assert index.changes() == seen[0]
+        for change in (
+            lambda: index.begin_session(session(1), 0),
+            lambda: index.heartbeat(sid(1), NOW + 1),
+            lambda: index.commit(Batch(None, NOW, records=[record(1, 1, 64)], packs=[progress(1, 500)])),
+            lambda: index.commit(Batch(None, NOW, point=point(7))),
+            lambda: index.commit(Batch(None, NOW, changes=[PointChange(PointId(rid(7)), 1, hidden=True)])),
+            index.begin_collection,
+        ):
+            change()
+            assert index.changes() != seen[-1]
+            seen.append(index.changes())
+        index.lookup([rid(1)])
+        assert index.changes() == seen[-1]
+
     def test_sessions_without_a_sign_of_life_are_dropped_with_their_roots(self, index: Index) -> None:
         index.begin_session(session(1, NOW - 1000), 0)
         index.begin_session(session(2, NOW - 10), 0)

@@ -244,6 +244,9 @@ class FaultyIndex:
     def points(self) -> list[PointRow]:
         return self._index.points()
 
+    def changes(self) -> int:
+        return self._index.changes()
+
     def begin_session(self, row: SessionRow, expire_before: int) -> int:
         return self._faults.run("begin_session", lambda: self._index.begin_session(row, expire_before))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Collection as Collection_
 from dataclasses import dataclass, field, replace
@@ -168,6 +169,10 @@ class ModelIndex:
     def points(self) -> list[PointRow]:
         with self._lock:
             return [row for _, row in sorted(self._state.points.items())]
+
+    def changes(self) -> int:
+        with self._lock:
+            return zlib.crc32(repr(self._state).encode())
 
     def begin_session(self, row: SessionRow, expire_before: int) -> int:
         with self._lock:
