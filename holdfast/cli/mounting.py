@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["MountPlan", "describe", "log_to_stderr", "log_to_system", "serve_mount"]
 
 _POINT_FILE: Final = "restore-point"
+_M_ARENA_MAX: Final = -8  # malloc.h of the GNU C library
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ def serve_mount(
     from holdfast.fuse.view import View
 
     require_libfuse()
+    _keep_memory_together()
     repository.notify_by(log)
     live = repository.live("mount", plan.cache_bytes, plan.vm)
     ahead = ReadAhead(os.cpu_count() or 1, plan.cache_bytes)
@@ -104,6 +107,18 @@ def serve_mount(
         ahead.close()
         live.close()
         repository.close()
+
+
+def _keep_memory_together() -> None:
+    """Has all threads take memory from one place.
+
+    What one thread decodes another one drops from the cache. With a heap for each thread, as the C library would have
+    it, that leaves twice the cache's size in pieces that nobody can use, and reads take half as long again (measured).
+    """
+    import ctypes
+
+    with contextlib.suppress(AttributeError, OSError):  # not every C library has it
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def log_to_stderr(line: str) -> None:
