@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from holdfast.errors import MountFailed
+from holdfast.errors import MissingLibrary, MountFailed
 from holdfast.fuse.mountpoint import PID_ATTRIBUTE
 from holdfast.fuse.view import BLOCK_BYTES
 
@@ -59,7 +59,8 @@ def require_libfuse() -> None:
     """Loads libfuse.
 
     Raises:
-        MountFailed: it is not installed, or the kernel knows no FUSE.
+        MissingLibrary: it is not installed.
+        MountFailed: the kernel knows no FUSE.
     """
     if not os.environ.get("FUSE_LIBRARY_PATH"):
         for name in _LIBRARIES:  # by its name: looking for files, as the binding does, starts processes
@@ -72,9 +73,9 @@ def require_libfuse() -> None:
     try:
         import mfusepy  # type: ignore[import-untyped]  # noqa: F401
     except ImportError as error:
-        raise MountFailed(f"the Python package mfusepy is not installed ({error})") from None
+        raise MissingLibrary(f"the Python package mfusepy is not installed ({error})") from None
     except (OSError, AttributeError) as error:
-        raise MountFailed(
+        raise MissingLibrary(
             f"libfuse can not be loaded ({error})", hint="install the package fuse3 (it brings libfuse3-3)"
         ) from None
     if not os.path.exists("/dev/fuse"):
