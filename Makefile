@@ -1,7 +1,7 @@
 # `make` alone lists the targets. Everything that they need is set up by tools/setup on the way.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak check format docs reliability bench bench-peers bench-report clean distclean
+.PHONY: help setup demo test soak boot check format docs reliability bench bench-peers bench-report clean distclean
 
 # The tools of the virtual environment first; sbin last, since mkfs.ext4 lives there and needs no root.
 export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
@@ -24,6 +24,10 @@ test: setup ## run all tests; ARGS='-k name' passes options to pytest, WORKERS=n
 
 soak: setup ## the engine's tests with many more kills, flips and cases, and gigabytes of data
 	HOLDFAST_SOAK=1 pytest -n $(WORKERS) --dist=worksteal tests/repo $(ARGS)
+
+boot: setup ## boot a real Debian from a mounted restore point (as root; installs an emulator); some minutes
+	tests/guest/install_tools
+	pytest -p no:xdist -rA tests/guest $(ARGS)
 
 check: setup ## lint, format, types, import contracts and the project's own rules; seconds
 	ruff check
