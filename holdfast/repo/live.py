@@ -18,9 +18,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from holdfast.errors import HoldfastError, UnsupportedFormat
-from holdfast.ids import NodeId, PointId
+from holdfast.ids import NodeId, PointId, RecordId
 from holdfast.repo.codec import Opener
 from holdfast.repo.format.manifest import ContentTree
+from holdfast.repo.format.record import Kind
 from holdfast.repo.format.rows import PointRow
 from holdfast.repo.holds import Holds
 from holdfast.repo.index import Index
@@ -92,6 +93,7 @@ class LivePoints:
         self._by_id: dict[PointId, Point | None] = {}
         self._points: tuple[Point, ...] = ()
         self._allocated: OrderedDict[bytes, int] = OrderedDict()
+        self._read: set[PointId] = set()
         self._over = threading.Event()
         self._threads: list[threading.Thread] = []
         self._vm_uuid = ""
@@ -158,6 +160,8 @@ class LivePoints:
             PointNotFound: it is forgotten.
         """
         self._holds.take(point.id)
+        with self._lock:
+            self._read.add(point.id)
 
     def release(self, point: Point) -> None:
         """Ends one `hold`."""
@@ -223,6 +227,11 @@ class LivePoints:
     def _settle(self) -> None:
         """Notes packs as verified; as of when the first of what was read may have been read."""
         if self._writable:
+            with self._lock:
+                read, self._read = self._read, set()
+            for point in read:  # nothing of it is needed, but the pack that it is in may count, too
+                with contextlib.suppress(HoldfastError):
+                    self._records.load_one(RecordId(point), Kind.MANIFEST)
             with contextlib.suppress(HoldfastError):
                 fresh = ReadTally(self._index.packs())
                 settled, self._tally = self._tally, fresh

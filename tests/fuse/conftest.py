@@ -93,11 +93,11 @@ def mount(tmp_path: Path, holdfast: Holdfast) -> Iterator[MountIt]:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two states of a disk of 40 MiB, `day1.raw` and `day2.raw`, and one of an odd length, `odd.raw`."""
+    """Two states of a disk of 24 MiB, `day1.raw` and `day2.raw`, and one of an odd length, `odd.raw`."""
     folder = tmp_path_factory.mktemp("images")
-    first = bytearray(patterned(40 << 20, 1))
+    first = bytearray(patterned(24 << 20, 1))
     write_sparse(folder / "day1.raw", bytes(first))
-    first[20 << 20 : 21 << 20] = patterned(1 << 20, 2)
+    first[17 << 20 : 18 << 20] = patterned(1 << 20, 2)
     write_sparse(folder / "day2.raw", bytes(first))
     write_sparse(folder / "odd.raw", patterned((17 << 20) + 1234, 3))
     return folder

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from fuserig import DAY, NOON, Holdfast, MountIt, back_up, needs_fuse
+from fuserig import (
+    DAY,
+    NOON,
+    Holdfast,
+    MountIt,
+    back_up,
+    needs_fuse,
+    patterned,
+    running,
+    write_sparse,
+)
 
 pytestmark = needs_fuse
 
@@ -297,3 +311,138 @@ def test_umount_says_that_it_is_in_use(repo: Path, mount: MountIt, holdfast: Hol
         assert "is in use" in outcome.stderr
     mounted.end()
     assert list(mounted.place.iterdir()) == []
+
+
+# --- partitions
+
+
+@pytest.fixture
+def partitioned(tmp_path: Path) -> tuple[Path, Path]:
+    """A disk with an ext4 file system in its second partition, and the folder that the file system holds."""
+    if shutil.which("sfdisk") is None or shutil.which("mkfs.ext4") is None:
+        pytest.skip("needs sfdisk and mkfs.ext4")
+    tree = tmp_path / "guest"
+    (tree / "etc" / "deep" / "er").mkdir(parents=True)
+    (tree / "etc" / "hostname").write_text("web1\n")
+    (tree / "etc" / "deep" / "er" / "noise").write_bytes(patterned(3 << 20, 9))
+    (tree / "link").symlink_to("etc/hostname")
+    disk, system = tmp_path / "disk.raw", tmp_path / "ext4.raw"
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-d", tree, system, "20M"], check=True)
+    with disk.open("wb") as file:
+        file.truncate(32 << 20)
+    table = "label: gpt\nstart=2048, size=4096, type=uefi\nstart=8192, size=40960, type=linux\n"
+    subprocess.run(["sfdisk", "--quiet", disk], input=table, text=True, check=True)
+    subprocess.run(
+        ["dd", f"if={system}", f"of={disk}", "bs=512", "seek=8192", "conv=notrunc,sparse", "status=none"],
+        check=True,
+    )
+    return disk, tree
+
+
+def test_a_partition_is_a_sound_file_system(
+    partitioned: tuple[Path, Path], holdfast: Holdfast, tmp_path: Path, mount: MountIt
+) -> None:
+    disk, _ = partitioned
+    repo = init(holdfast, tmp_path)
+    back_up(holdfast, repo, disk, "web1", NOON)
+    folder = mount(repo).point("web1") / "disk.raw.partitions"
+    assert sorted(os.listdir(folder)) == ["1-efi.img", "2-linux.img"]
+    system = folder / "2-linux.img"
+    assert system.stat().st_size == 20 << 20
+    assert same(system, tmp_path / "ext4.raw")
+    assert 0 < system.stat().st_blocks * 512 < 20 << 20
+    outcome = subprocess.run(["e2fsck", "-fn", system], check=False, capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stdout
+
+
+@pytest.mark.root
+def test_a_partition_can_be_mounted(
+    partitioned: tuple[Path, Path], holdfast: Holdfast, tmp_path: Path, mount: MountIt
+) -> None:
+    disk, tree = partitioned
+    repo = init(holdfast, tmp_path)
+    back_up(holdfast, repo, disk, "web1", NOON)
+    system = mount(repo).point("web1") / "disk.raw.partitions" / "2-linux.img"
+    place = tmp_path / "guest-mounted"
+    place.mkdir()
+    made = subprocess.run(
+        ["mount", "-o", "loop,ro,noload", system, place], check=False, capture_output=True, text=True
+    )
+    if made.returncode != 0:
+        pytest.skip(f"needs loop devices and root: {made.stderr.strip()}")
+    try:
+        outcome = subprocess.run(
+            ["diff", "-r", "--no-dereference", tree, place], check=False, capture_output=True, text=True
+        )
+        assert outcome.stdout.splitlines() == [f"Only in {place}: lost+found"]
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+# --- load
+
+
+@pytest.mark.skipif(shutil.which("fio") is None, reason="needs fio")
+@pytest.mark.parametrize("jobs", [1, 8])
+def test_fio_verifies_what_it_reads_beside_a_backup_and_a_gc(
+    holdfast: Holdfast, tmp_path: Path, images: Path, mount: MountIt, jobs: int
+) -> None:
+    """fio writes a file of blocks that carry their own checksums; that file is backed up, and fio verifies the copy."""
+    size = 16 << 20
+    job = [
+        "fio",
+        "--name=verified",
+        f"--size={size}",
+        "--bs=4k",
+        "--verify=crc32c",
+        "--ioengine=psync",
+        "--thread",
+    ]
+    original = tmp_path / "fio" / "disk.raw"
+    original.parent.mkdir()
+    subprocess.run(
+        [*job, f"--filename={original}", "--rw=write", "--do_verify=0"],
+        check=True, stdout=subprocess.DEVNULL, cwd=tmp_path,
+    )  # fmt: skip
+    repo = init(holdfast, tmp_path)
+    back_up(holdfast, repo, original, "web1", NOON)
+    lost = back_up(holdfast, repo, images / "odd.raw", "other", NOON)
+    holdfast("-r", repo, "forget", lost)
+    disk = mount(repo, "--cache-size", "16MiB").point("web1") / "disk.raw"
+    others = [
+        running(sys.executable, "-m", "holdfast", "-r", repo, "backup", images / "day1.raw", "--vm", "third"),
+        running(sys.executable, "-m", "holdfast", "-r", repo, "gc"),
+    ]
+    with contextlib.ExitStack() as stack:
+        beside = [stack.enter_context(one) for one in others]
+        for order in ("read", "randread"):
+            outcome = subprocess.run(
+                [
+                    *job, f"--filename={disk}", f"--rw={order}", f"--numjobs={jobs}", "--readonly", "--invalidate=1",
+                    "--verify_fatal=1", "--output-format=json", "--group_reporting",
+                ],
+                check=False, capture_output=True, text=True, cwd=tmp_path,
+            )  # fmt: skip
+            assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+            report = json.loads(outcome.stdout[outcome.stdout.index("{") :])
+            assert report["jobs"][0]["read"]["io_bytes"] >= jobs * size
+            assert report["jobs"][0]["error"] == 0
+        for process in beside:
+            assert process.wait(timeout=120) == 0
+    assert same(disk, original)
+
+
+def test_memory_stays_within_the_cache_and_what_the_document_says(
+    holdfast: Holdfast, tmp_path: Path, mount: MountIt
+) -> None:
+    image = tmp_path / "large.raw"
+    write_sparse(image, patterned(160 << 20, 4))
+    repo = init(holdfast, tmp_path)
+    back_up(holdfast, repo, image, "web1", NOON)
+    mounted = mount(repo, "--cache-size", "32MiB")
+    disk = mounted.point("web1") / "large.raw"
+    readers = [subprocess.Popen(["cmp", disk, image]) for _ in range(4)]
+    assert [reader.wait(timeout=300) for reader in readers] == [0] * 4
+    status = Path(f"/proc/{mounted.pid}/status").read_text()
+    anonymous = int(re.search(r"RssAnon:\s+(\d+)", status)[1]) * 1024  # type: ignore[index]
+    assert anonymous < (32 + 150) << 20
