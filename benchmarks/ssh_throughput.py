@@ -22,10 +22,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from holdfast.ssh.paramiko_link import ParamikoLink
-
 from holdfast.ssh.link import Link, Patience
 from holdfast.ssh.openssh import OpenSshLink, client_options
+from holdfast.ssh.paramiko_link import ParamikoLink
 from tests.ssh.sshd import Sshd
 
 MIB = 1 << 20
