@@ -24,7 +24,7 @@ code, the sentence and, where there is something to do, a hint.
 
 Codes come in groups, so that a script can act on the kind of failure: 10 to 19 the repository as a whole,
 20 to 29 integrity (stored bytes are not what was written), 30 to 39 storage (reading or writing failed),
-40 to 49 the source, 50 to 59 the connection to another host. Damage is never reported as an input/output error, nor the other way round.
+40 to 49 the source, 50 to 59 the connection to another host, 60 to 69 a guest's file system. Damage is never reported as an input/output error, nor the other way round.
 
 <!-- Generated from holdfast/errors.py by `make docs`; a test holds the two in step. -->
 

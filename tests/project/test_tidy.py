@@ -125,6 +125,7 @@ def test_exit_codes_are_documented_as_they_are(root: Path) -> None:
         ("StorageError", range(30, 40)),
         ("SourceError", range(40, 50)),
         ("LinkError", range(50, 60)),
+        ("GuestError", range(60, 70)),
     ],
 )
 def test_errors_keep_to_the_codes_of_their_group(group: str, codes: range) -> None:
