@@ -5,6 +5,9 @@ as an extent. The VMX says which ones must be there. One that is attached but ca
 the backup. One that is not attached (left over from a snapshot, say) and can not be read is kept as
 plain files, with a warning. Without a VMX, or with one that attaches nothing, all must be readable.
 
+Of a VM with snapshots the disk is the delta disk that the VM runs on, joined with its parents; the parents are
+part of it and no disks of their own, unless the VMX attaches one. Other ends of the tree of snapshots are disks, too.
+
 Invariant: no disk is dropped silently.
 """
 
@@ -14,16 +17,16 @@ import contextlib
 import dataclasses
 import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from holdfast.disk import SourceDisk
 from holdfast.errors import SourceChanged, SourceFormat, SourceNotFound, SourceUnsupported
 from holdfast.esxi.names import free_name, printable, stem_of
 from holdfast.esxi.raw import RawSource
-from holdfast.esxi.vmdk.descriptor import parse_descriptor
+from holdfast.esxi.vmdk.descriptor import NO_PARENT
 from holdfast.esxi.vmdk.kinds import VmdkKind, kind_of
-from holdfast.esxi.vmdk.open import OpenedVmdk, extent_paths, open_vmdk
+from holdfast.esxi.vmdk.open import OpenedVmdk, extent_paths, open_vmdk, parent_path, read_descriptor
 from holdfast.esxi.vmx import Vmx
 
 __all__ = ["FolderDisks", "open_disks"]
@@ -36,16 +39,23 @@ class FolderDisks:
     Args:
         members: relative paths of all files that the disks consist of.
         warnings: sentences.
+        with_snapshots: names of the disks that were joined with parents.
     """
 
     disks: tuple[SourceDisk, ...]
     members: frozenset[str]
     warnings: tuple[str, ...]
+    with_snapshots: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Survey:
-    """What the `.vmdk` files of a folder are, as sorted relative paths."""
+    """What the `.vmdk` files of a folder are, as relative paths.
+
+    Args:
+        candidates: what may be a disk: a delta disk comes before its parents.
+        orphans: sorted.
+    """
 
     candidates: tuple[str, ...]
     orphans: tuple[str, ...]
@@ -71,7 +81,10 @@ def open_disks(root: str, files: Sequence[str], vmx: Vmx, opened: contextlib.Exi
         f"{printable(path)} belongs to no disk of the folder, and was kept as a plain file"
         for path in survey.orphans
     ]
+    inner: set[str] = set()
     for path in survey.candidates:
+        if path in inner and path not in labels:
+            continue
         try:
             disk = open_vmdk(posixpath.join(root, path), root=root)
         except SourceNotFound:
@@ -83,6 +96,13 @@ def open_disks(root: str, files: Sequence[str], vmx: Vmx, opened: contextlib.Exi
             continue
         opened.callback(disk.disk.source.close)
         found.append(disk)
+        inner.update(posixpath.relpath(parent, root) for parent in disk.parents)
+        if disk.parents and labels and path not in labels:
+            warnings.append(
+                f"{printable(path)} is a state of a disk that the VM does not run on (another branch of its "
+                "snapshots, or left over): it was kept as a disk of its own"
+            )
+    found.sort(key=lambda disk: disk.disk.info.name)
     members = frozenset(posixpath.relpath(member, root) for disk in found for member in disk.members)
     taken = (set(files) - members) | {disk.disk.info.name for disk in found}
     disks = _with_flat_names([disk.disk for disk in found], taken)
@@ -90,12 +110,14 @@ def open_disks(root: str, files: Sequence[str], vmx: Vmx, opened: contextlib.Exi
         disks=tuple(_labelled(disk, labels.get(disk.info.name, "")) for disk in disks),
         members=members,
         warnings=(*warnings, *(warning for disk in found for warning in disk.warnings)),
+        with_snapshots=tuple(disk.disk.info.name for disk in found if disk.parents),
     )
 
 
 def _survey(root: str, files: Sequence[str]) -> _Survey:
     kinds: dict[str, VmdkKind] = {}
     extents: set[str] = set()
+    parents: dict[str, str] = {}
     for path in files:
         if not path.lower().endswith(".vmdk"):
             continue
@@ -106,12 +128,14 @@ def _survey(root: str, files: Sequence[str]) -> _Survey:
             raise _vanished(path) from None
         with contextlib.closing(file):
             kinds[path] = kind_of(file)
-            if kinds[path] == "descriptor":
-                data = bytearray(file.size_bytes)
-                file.read_into(0, memoryview(data))
-                # One that can not be parsed names nothing; `open_vmdk` will say what is wrong with it.
-                with contextlib.suppress(SourceFormat, ValueError):
-                    extents.update(extent_paths(parse_descriptor(bytes(data), path), full_path))
+        if kinds[path] in ("descriptor", "sparse"):
+            # One that can not be parsed names nothing; `open_vmdk` will say what is wrong with it.
+            with contextlib.suppress(SourceFormat, SourceUnsupported, ValueError):
+                descriptor = read_descriptor(full_path)
+                if kinds[path] == "descriptor":
+                    extents.update(extent_paths(descriptor, full_path))
+                if descriptor.parent_cid != NO_PARENT:
+                    parents[path] = posixpath.relpath(parent_path(descriptor, full_path, root), root)
     named = {path for path in kinds if posixpath.join(root, path) in extents}
     candidates = [
         path
@@ -119,7 +143,17 @@ def _survey(root: str, files: Sequence[str]) -> _Survey:
         if kind == "descriptor" or (kind == "sparse" and path not in named)
     ]
     orphans = [path for path in kinds if path not in candidates and path not in named]
+    candidates.sort(key=lambda path: (-_depth(path, parents), path))
     return _Survey(tuple(candidates), tuple(orphans))
+
+
+def _depth(path: str, parents: Mapping[str, str]) -> int:
+    """How many parents a disk has; where they go in a circle, some number."""
+    depth = 0
+    while path in parents and depth <= len(parents):
+        path = parents[path]
+        depth += 1
+    return depth
 
 
 def _vanished(path: str) -> SourceChanged:

@@ -4,8 +4,10 @@ In a folder, `disks.py` finds the disks and the files that belong to them; all e
 
 Left out on purpose: `*.vswp` (swap), `*.lck` and `.lck-*` (locks), `*-ctk.vmdk` (change tracking,
 worthless after a restore), `*.scoreboard` (statistics of the running VM), `.*.holdfast-partial-*`
-(unfinished restores). Left out with a warning: symbolic links, devices, pipes and sockets, and files
-whose names are not UTF-8. Disks are never left out.
+(unfinished restores). Left out with a warning: symbolic links, devices, pipes and sockets, files
+whose names are not UTF-8, and of a VM with snapshots what describes only these (`*.vmsd`, `*.vmsn`, the memory that
+goes with a `.vmsn`): the disks are stored as they are now, and a restored VM must not point to states that it no longer
+has. Disks are never left out.
 
 Invariant: the same folder gives the same machine; all is sorted by path.
 """
@@ -17,6 +19,7 @@ import os
 import posixpath
 import re
 import stat
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -111,8 +114,11 @@ def _open_folder(folder: str, vmx_name: str, name: str | None) -> Machine:
         found = open_disks(root, listing.files, vmx, opened)
         warnings = [*listing.warnings, *found.warnings]
         files: list[SourceFile] = []
+        snapshot_files = _snapshot_files(listing.files) if found.with_snapshots else set()
+        if found.with_snapshots:
+            warnings.append(_snapshots_warning(found.with_snapshots, snapshot_files))
         for path in listing.files:
-            if path in found.members:
+            if path in found.members or path in snapshot_files:
                 continue
             try:
                 source = RawSource(posixpath.join(root, path), devices=False, follow=False)
@@ -137,6 +143,26 @@ def _open_folder(folder: str, vmx_name: str, name: str | None) -> Machine:
         folders=tuple(path for path in listing.folders if path not in inhabited),
         warnings=tuple(warnings),
     )
+
+
+def _snapshot_files(files: Sequence[str]) -> set[str]:
+    """What of a VM's files only describes its snapshots. The `.vmem` of a suspended VM is not among it."""
+    states = {stem_of(path) for path in files if path.lower().endswith(".vmsn")}
+    return {
+        path
+        for path in files
+        if path.lower().endswith((".vmsd", ".vmsn"))
+        or (path.lower().endswith(".vmem") and stem_of(path) in states)
+    }
+
+
+def _snapshots_warning(disks: Sequence[str], left_out: Collection[str]) -> str:
+    sentence = f"the VM has snapshots: of {printable(', '.join(disks))} the present state was stored, not the earlier ones"
+    if left_out:
+        sentence += (
+            f"; what describes only the snapshots was left out: {printable(', '.join(sorted(left_out)))}"
+        )
+    return sentence
 
 
 @dataclass(frozen=True, slots=True)

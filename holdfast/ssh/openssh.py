@@ -150,16 +150,15 @@ class OpenSshChannel:
             if self._write_closed:
                 raise FarSideEnded(f"the input of the command on {self._address} has been ended already")
             while rest.nbytes:
-                piece = rest
-                if self._throttle:
-                    piece = rest[: self._throttle.piece_bytes]
-                    self._throttle.take(piece.nbytes)
+                piece = rest[: self._throttle.piece_bytes] if self._throttle else rest
                 try:
                     count = os.write(self._process.stdin, piece)
                 except BrokenPipeError:
                     raise self._not_taken() from None
                 self.sent_bytes += count
                 rest = rest[count:]
+                if self._throttle:
+                    self._throttle.take(count)
 
     def close_write(self) -> None:
         """See `Channel.close_write`."""

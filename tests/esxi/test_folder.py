@@ -170,16 +170,15 @@ def test_absolute_names_that_lead_into_the_folder_are_understood(flat_vm: Path, 
     assert opened(flat_vm).disks[0].info.label == "scsi0:0"
 
 
-def test_an_attached_delta_disk_is_refused(flat_vm: Path, vmfs_text) -> None:
+def test_an_attached_delta_disk_that_can_not_be_read_fails_the_backup(flat_vm: Path, vmfs_text) -> None:
     delta = vmfs_text("web1-000001-delta.vmdk", 128, parentFileNameHint="web1.vmdk")
     delta = delta.replace("parentCID=ffffffff", "parentCID=7475b330").replace(" VMFS ", " VMFSSPARSE ")
     (flat_vm / "web1-000001.vmdk").write_text(delta)
     (flat_vm / "web1-000001-delta.vmdk").write_bytes(b"COWD" + bytes(4000))
     vmx = (flat_vm / "web1.vmx").read_text()
     (flat_vm / "web1.vmx").write_text(vmx.replace("web1.vmdk", "web1-000001.vmdk"))
-    with pytest.raises(SourceUnsupported, match=r"web1-000001\.vmdk is a delta disk") as caught:
+    with pytest.raises(SourceUnsupported, match=r"web1-000001-delta\.vmdk.*version 0"):
         open_machine(str(flat_vm))
-    assert "snapshots" in caught.value.hint
 
 
 def test_an_unreadable_disk_that_is_not_attached_is_kept_as_files(flat_vm: Path, opened, vmfs_text) -> None:

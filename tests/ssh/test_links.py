@@ -30,12 +30,13 @@ from holdfast.errors import (
 from holdfast.ssh.address import Address
 from holdfast.ssh.link import KILLED, STDERR_TAIL_BYTES, Access, Channel, Link, Patience
 from holdfast.ssh.openssh import OpenSshLink
+from holdfast.ssh.paramiko_link import ParamikoLink
 from holdfast.ssh.throttle import Throttle
 from tests.ssh.sshd import Sshd, await_end, fingerprint, make_key, processes_with, public_part
 
 MIB = 1 << 20
 Opener = Callable[..., Link]
-KINDS: dict[str, Opener] = {"openssh": OpenSshLink}
+KINDS: dict[str, Opener] = {"openssh": OpenSshLink, "paramiko": ParamikoLink}
 
 
 @pytest.fixture(params=list(KINDS))
@@ -460,7 +461,6 @@ def test_rekeying_under_load(opener: Opener, tmp_path: Path) -> None:
                 received.update(piece)
             assert channel.received_bytes == total * MIB
             assert received.digest() == hashlib.sha256(bytes(total * MIB)).digest()
-        assert server.log().count("rekey") >= 0
 
 
 @pytest.mark.slow

@@ -11,8 +11,10 @@ Source: VMware, "Virtual Disk Format 5.0", "The Descriptor File".
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -35,6 +37,7 @@ __all__ = [
     "looks_like_descriptor",
     "parse_descriptor",
     "parse_descriptor_text",
+    "with_inherited_ddb",
 ]
 
 MAX_DESCRIPTOR_BYTES: Final = 256 * KIB
@@ -192,6 +195,27 @@ def parse_descriptor_text(text: str, where: str) -> Descriptor:
     )
 
 
+def with_inherited_ddb(descriptor: Descriptor, ancestors: Iterable[Descriptor]) -> Descriptor:
+    """The descriptor of a delta disk, with what its disk data base leaves to its parents.
+
+    ESXi writes adapter, geometry and UUID into the base only. What identifies a content is never inherited.
+
+    Args:
+        ancestors: the parent first.
+    """
+    known = {entry.key.lower() for entry in descriptor.ddb} | {"ddb.longcontentid"}
+    inherited: list[DdbEntry] = []
+    for ancestor in ancestors:
+        fresh = [entry for entry in ancestor.ddb if entry.key.lower() not in known]
+        known.update(entry.key.lower() for entry in fresh)
+        inherited += fresh
+    if not inherited:
+        return descriptor
+    lines = ["", "# From the parent", *(f'{entry.key} = "{entry.value}"' for entry in inherited), ""]
+    text = descriptor.text.rstrip("\r\n") + "\n" + "\n".join(lines)
+    return dataclasses.replace(descriptor, text=text, ddb=(*descriptor.ddb, *inherited))
+
+
 def is_plain_flat(descriptor: Descriptor) -> bool:
     """Whether the disk is one flat extent from the start of one file, without parent, and is called so."""
     if len(descriptor.extents) != 1 or descriptor.parent_cid != NO_PARENT:
@@ -236,7 +260,7 @@ def flat_descriptor(
         long_id = next(entry.value for entry in ddb if entry.key == "ddb.longContentID")
         return _compose(int(long_id[-8:], 16), sectors, flat_name, ddb, on_vmfs=False)
     original = parse_descriptor_text(original_text, "the stored descriptor")
-    on_vmfs = original.create_type.lower().startswith("vmfs")
+    on_vmfs = original.create_type.lower().startswith(("vmfs", "sesparse"))
     if (
         (vmfs or not on_vmfs)
         and is_plain_flat(original)

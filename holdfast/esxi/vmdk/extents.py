@@ -9,27 +9,31 @@ from __future__ import annotations
 
 import os
 import posixpath
+from collections.abc import Callable
 from typing import Final
 
-from holdfast.disk import SECTOR_BYTES
+from holdfast.disk import SECTOR_BYTES, BlockSource
 from holdfast.errors import SourceFormat, SourceNotFound, SourceUnsupported
 from holdfast.esxi.names import printable
 from holdfast.esxi.raw import RawSource
+from holdfast.esxi.vmdk.cowd import open_cowd
 from holdfast.esxi.vmdk.descriptor import Extent
+from holdfast.esxi.vmdk.hosted import open_hosted
 from holdfast.esxi.vmdk.joined import Piece
 from holdfast.esxi.vmdk.kinds import kind_of
+from holdfast.esxi.vmdk.redo import RedoLog
+from holdfast.esxi.vmdk.sesparse import open_sesparse
 from holdfast.esxi.vmdk.sparse import SparseExtent
 
 __all__ = ["CONSOLIDATE", "ExtentTable", "longer"]
 
-CONSOLIDATE: Final = (
-    "delta disks are not supported in this version: consolidate or delete the VM's snapshots first"
-)
-_UNSUPPORTED_KINDS: Final = {
-    "VMFSSPARSE": "a redo log of a snapshot",
-    "SESPARSE": "a redo log of a snapshot",
-    "VMFSRDM": "a raw device mapping",
-    "VMFSRAW": "a raw device mapping",
+CONSOLIDATE: Final = "consolidate or delete the VM's snapshots first"
+
+_RAW_DEVICES: Final = ("VMFSRDM", "VMFSRAW")
+_REDO_LOGS: Final[dict[str, Callable[[BlockSource, str], RedoLog]]] = {
+    "VMFSSPARSE": open_cowd,
+    "SESPARSE": open_sesparse,
+    "SPARSE": open_hosted,
 }
 
 
@@ -55,14 +59,12 @@ class ExtentTable:
             SourceFormat, SourceUnsupported: as `open_vmdk` says.
         """
         length = extent.sectors * SECTOR_BYTES
-        if extent.access == "NOACCESS":
-            raise SourceUnsupported(
-                f"{self._where}: an extent is marked NOACCESS, so the disk can not be read"
+        self._require_accessible(extent)
+        if extent.kind in ("VMFSSPARSE", "SESPARSE"):
+            raise SourceFormat(
+                f"{self._where}: the extent {extent.kind} is a redo log of a snapshot, but no parent is named",
+                hint="the descriptor is damaged: copy it again from where it came",
             )
-        if extent.kind in _UNSUPPORTED_KINDS:
-            what = _UNSUPPORTED_KINDS[extent.kind]
-            hint = CONSOLIDATE if "SPARSE" in extent.kind else "back up what it maps from within the guest"
-            raise SourceUnsupported(f"{self._where}: the extent {extent.kind} is {what}", hint=hint)
         if extent.kind == "ZERO":
             self.pieces.append(Piece(length))
             return
@@ -77,6 +79,28 @@ class ExtentTable:
             self._add_sparse(extent, file, name)
         else:
             self._add_flat(extent, file, name)
+
+    def add_redo_log(self, extent: Extent) -> RedoLog:
+        """Opens the extent of a delta disk.
+
+        Raises:
+            SourceFormat, SourceUnsupported: as `open_vmdk` says.
+        """
+        self._require_accessible(extent)
+        if extent.kind not in _REDO_LOGS:
+            raise SourceUnsupported(
+                f"{self._where}: a delta disk with an extent of type {printable(extent.kind)} is not supported",
+                hint=CONSOLIDATE,
+            )
+        file = self._open(self._resolve(extent.file_name), extent.file_name)
+        name = printable(extent.file_name)
+        log = _REDO_LOGS[extent.kind](file, f"{self._where}: extent '{name}'")
+        if log.size_bytes != extent.sectors * SECTOR_BYTES:
+            raise SourceFormat(
+                f"{self._where}: the extent '{name}' is a redo log for a disk of {log.size_bytes} bytes, "
+                f"but {extent.sectors * SECTOR_BYTES} are stated"
+            )
+        return log
 
     def complete(self) -> None:
         """Checks what only shows when all extents are known.
@@ -100,6 +124,17 @@ class ExtentTable:
         """Closes the files of all extents."""
         for file in self._files.values():
             file.close()
+
+    def _require_accessible(self, extent: Extent) -> None:
+        if extent.access == "NOACCESS":
+            raise SourceUnsupported(
+                f"{self._where}: an extent is marked NOACCESS, so the disk can not be read"
+            )
+        if extent.kind in _RAW_DEVICES:
+            raise SourceUnsupported(
+                f"{self._where}: the extent {extent.kind} is a raw device mapping",
+                hint="back up what it maps from within the guest",
+            )
 
     def _resolve(self, name: str) -> str:
         """The real path of an extent file.

@@ -9,12 +9,22 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from holdfast.disk import BlockSource
 
-__all__ = ["JoinedSource", "Piece"]
+__all__ = ["JoinedSource", "Piece", "Placement"]
+
+
+class Placement(NamedTuple):
+    """The bytes [start, end) of a disk lie from `offset` on in `source`, or are zeros where there is none."""
+
+    start: int
+    end: int
+    source: BlockSource | None
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +49,11 @@ class JoinedSource:
     def size_bytes(self) -> int:
         """The sum of the pieces."""
         return self._starts[-1]
+
+    def placements(self, start: int, end: int) -> Iterator[Placement]:
+        """Yields where the bytes [start, end) lie, ascending and without a gap."""
+        for piece, low, high, inside in self._within(start, end):
+            yield Placement(low, high, piece.source, inside)
 
     def data_extents(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """As `BlockSource.data_extents`; ranges that touch across pieces become one."""

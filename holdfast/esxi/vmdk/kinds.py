@@ -7,19 +7,18 @@ files that a descriptor names as its extents.
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Literal
 
 from holdfast.disk import SECTOR_BYTES, BlockSource
+from holdfast.esxi.vmdk.cowd import COWD_MAGIC
 from holdfast.esxi.vmdk.descriptor import MAX_DESCRIPTOR_BYTES, looks_like_descriptor
+from holdfast.esxi.vmdk.sesparse import SESPARSE_MAGIC
 from holdfast.esxi.vmdk.sparse import SPARSE_MAGIC
 
 __all__ = ["VmdkKind", "kind_of"]
 
 VmdkKind = Literal["descriptor", "sparse", "sparse extent", "redo log", "data"]
 """`sparse` holds a descriptor, `sparse extent` does not; `data` may be a flat extent or anything else."""
-
-_COWD_MAGIC: Final = b"COWD"
-_SESPARSE_MAGIC: Final = b"\xbe\xba\xfe\xca\x00\x00\x00\x00"
 
 
 def kind_of(file: BlockSource) -> VmdkKind:
@@ -35,7 +34,7 @@ def kind_of(file: BlockSource) -> VmdkKind:
     file.read_into(0, memoryview(head))
     if head.startswith(SPARSE_MAGIC):
         return "sparse" if _has_descriptor(file, bytes(head)) else "sparse extent"
-    if head.startswith((_COWD_MAGIC, _SESPARSE_MAGIC)):
+    if head.startswith((COWD_MAGIC, SESPARSE_MAGIC)):
         return "redo log"
     if looks_like_descriptor(bytes(head)) and file.size_bytes <= MAX_DESCRIPTOR_BYTES:
         return "descriptor"
