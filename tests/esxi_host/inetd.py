@@ -205,7 +205,7 @@ class Inetd:
                 limit = self._faults.get("hang_after_bytes")
                 if not frozen and limit and moved >= int(limit) and self._faults.take("hang_after_bytes"):
                     frozen = True
-                    for pid in family(connection.sshd.pid):
+                    for pid in family(os.path.join(self._layout.root, "proc"), connection.sshd.pid):
                         os.kill(pid, signal.SIGSTOP)
             connection.sshd.wait()
         finally:
@@ -222,14 +222,14 @@ def _counted(connection: socket.socket) -> tuple[int, int]:
     return sent or acknowledged, received
 
 
-def family(pid: int) -> list[int]:
-    """A process and all that descend from it, by /proc of this namespace."""
+def family(proc: str, pid: int) -> list[int]:
+    """A process and all that descend from it. `proc` is where /proc of this namespace is mounted."""
     parents: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
+    for name in os.listdir(proc):
         if not name.isdigit():
             continue
         try:
-            with open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as file:
+            with open(f"{proc}/{name}/stat", encoding="utf-8", errors="replace") as file:
                 parent = int(file.read().rpartition(")")[2].split()[1])
         except (OSError, ValueError, IndexError):
             continue

@@ -297,6 +297,8 @@ class Inventory:
                     if failure:
                         raise TaskError(f"An error occurred while consolidating disks: {failure}.")
                     for snapshot in chosen:
+                        if snapshot not in vm.snapshots:
+                            continue  # somebody else was faster
                         disks = dict(snapshot.disks)
                         vm.drop_from_tree(snapshot)
                         if not leftover:

@@ -42,6 +42,7 @@ class Mischief:
         self._layout = layout
         self._faults = faults
         self._inventory = inventory
+        self._proc = os.path.join(layout.root, "proc")  # this namespace's; /proc itself is the machine's
         self._wake = threading.Event()
         self._read_at: dict[str, int] = {}
         faults.changed = self._changed
@@ -61,9 +62,7 @@ class Mischief:
             case "no_python":
                 self._python()
             case "tmp_full":
-                full = bool(self._faults.get(name))
-                used = rootfs.tmp_used_bytes(self._layout)
-                rootfs.resize_tmp(self._layout, used if full else rootfs.TMP_SIZE_MIB * MIB)
+                rootfs.fill_tmp(self._layout, full=bool(self._faults.get(name)))
             case "clock_offset_s":
                 self._clock()
             case _ if name in WATCHED:
@@ -115,12 +114,12 @@ class Mischief:
         limit = self._faults.number(name) * MIB
         if name == "kill_agent_after_mib":
             for pid in self._pythons():
-                if _read_chars(pid) >= limit and self._faults.take(name):
+                if _read_chars(f"{self._proc}/{pid}") >= limit and self._faults.take(name):
                     _kill(pid)
                     return
         elif name == "agent_memory_mib":
             for pid in self._pythons():
-                if _resident_bytes(pid) > limit and self._faults.take(name):
+                if _resident_bytes(f"{self._proc}/{pid}") > limit and self._faults.take(name):
                     _kill(pid)
         elif self._inventory.board.read_bytes - self._read_at.get(name, 0) >= limit and self._faults.take(
             name
@@ -141,13 +140,13 @@ class Mischief:
     def _pythons(self) -> list[int]:
         """Processes that sessions started and that are Python programs, the host's own commands not among them."""
         found = []
-        for name in os.listdir("/proc"):
+        for name in os.listdir(self._proc):
             if not name.isdigit() or int(name) <= 3:
                 continue
             try:
-                with open(f"/proc/{name}/cmdline", "rb") as file:
+                with open(f"{self._proc}/{name}/cmdline", "rb") as file:
                     program = file.read().partition(b"\0")[0]
-                root = os.readlink(f"/proc/{name}/root")
+                root = os.readlink(f"{self._proc}/{name}/root")
             except OSError:
                 continue
             ours = program.startswith(b"/usr/libexec/standin")
@@ -161,17 +160,17 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def _read_chars(pid: int) -> int:
+def _read_chars(process: str) -> int:
     try:
-        with open(f"/proc/{pid}/io", encoding="ascii") as file:
+        with open(f"{process}/io", encoding="ascii") as file:
             return int(file.readline().split()[1])
     except (OSError, IndexError):
         return 0
 
 
-def _resident_bytes(pid: int) -> int:
+def _resident_bytes(process: str) -> int:
     try:
-        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+        with open(f"{process}/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
     except (OSError, IndexError):
         return 0

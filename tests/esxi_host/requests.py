@@ -89,7 +89,7 @@ class Requests:
                     {"id": one.number, "name": one.name, "parent": one.parent, "description": one.description}
                     for one in vm.snapshots
                 ],
-                "files": sorted(os.listdir(vm.folder)),
+                "files": sorted(os.listdir(vm.folder)) if os.path.isdir(vm.folder) else [],
                 "busy": self._inventory.tasks.busy(vm.vmid),
                 "guest_writes": guest.writes if guest else 0,
                 "guest_error": guest.error if guest else None,

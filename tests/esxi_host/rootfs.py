@@ -178,7 +178,15 @@ def _programs(root: str) -> None:
     busybox = shutil.which("busybox")
     if busybox is None:
         raise RuntimeError(
-            "busybox is missing: install busybox-static (tools/setup does it when run as root)"
+            "busybox is missing: install the package busybox (tools/setup does it when run as root)"
+        )
+    alone = subprocess.run(
+        [busybox, "sh", "-c", "truncate --help"], capture_output=True, env={"PATH": "/none"}, check=False
+    )
+    if alone.returncode == 0:
+        raise RuntimeError(
+            "this busybox runs its own applets whatever PATH says (Debian's busybox-static does), so a session would have "
+            "tools that ESXi has not: install the package busybox instead"
         )
     shutil.copy(busybox, os.path.join(binary, "busybox"))
     offered = set(
@@ -325,16 +333,19 @@ def _devices(folder: str) -> None:
     os.symlink("/proc/self/fd", os.path.join(folder, "fd"))
 
 
-def resize_tmp(layout: Layout, size_bytes: int) -> None:
-    """The ramdisk /tmp of the host has that size from now on."""
-    mount_call(
-        "tmpfs", os.path.join(layout.root, "tmp"), "tmpfs", _MS_REMOUNT, f"size={max(size_bytes, 4096)}"
-    )
-
-
-def tmp_used_bytes(layout: Layout) -> int:
-    figures = os.statvfs(os.path.join(layout.root, "tmp"))
-    return (figures.f_blocks - figures.f_bfree) * figures.f_frsize
+def fill_tmp(layout: Layout, *, full: bool) -> None:
+    """The ramdisk /tmp of the host has no room for a byte, or has room again."""
+    folder = os.path.join(layout.root, "tmp")
+    filler = os.path.join(folder, "vmware-filler.log")
+    size_bytes = TMP_SIZE_MIB << 20
+    if full:
+        with open(filler, "wb") as file:
+            file.write(bytes(4096))  # a size of nothing would mean any size
+        figures = os.statvfs(folder)
+        size_bytes = (figures.f_blocks - figures.f_bfree) * figures.f_frsize
+    elif os.path.exists(filler):
+        os.unlink(filler)
+    mount_call("tmpfs", folder, "tmpfs", _MS_REMOUNT | _MS_NOSUID | _MS_NODEV, f"size={size_bytes}")
 
 
 def require_root() -> None:

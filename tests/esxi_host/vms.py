@@ -359,6 +359,8 @@ class Vm:
 
 
 def _listed(folder: str) -> list[str]:
+    if not os.path.isdir(folder):
+        return []  # an entry of the inventory whose files are gone
     return sorted(entry.path for entry in os.scandir(folder) if entry.is_file())
 
 

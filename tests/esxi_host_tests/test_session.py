@@ -28,11 +28,12 @@ def test_an_ed25519_key_does_not(host, tmp_path) -> None:
 
 def test_a_session_sees_the_host_and_not_this_machine(host) -> None:
     outcome = host.ssh(
-        'echo "$HOME $PATH"; pwd; which rsync zstd split; ls -d /home /root; for d in /vmfs/volumes/*; do echo $d; done'
+        'echo "$HOME $PATH"; pwd; which rsync zstd split; truncate -s 1 /tmp/x; ls -d /home /root; for d in /vmfs/volumes/*; do echo $d; done'
     )
     lines = outcome.stdout.decode().splitlines()
     assert lines[:2] == ["/ /bin:/sbin", "/"]
     assert "/vmfs/volumes/datastore1" in lines
+    assert b"truncate: not found" in outcome.stderr
     assert not any("rsync" in line or line in ("/home", "/root") for line in lines)
 
 
