@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -77,6 +78,12 @@ def rate(total_bytes: int, runs: int, work: Callable[[], None]) -> float:
     return total_bytes / statistics.median(times_s) / 1e6
 
 
+def processor_s() -> tuple[float, float]:
+    """Processor seconds of this process so far, and of its children that have ended."""
+    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own.ru_utime + own.ru_stime, children.ru_utime + children.ru_stime
+
+
 def several(links: list[Link], work: Callable[[Link], None]) -> Callable[[], None]:
     """All links at once, each in a thread."""
 
@@ -126,16 +133,20 @@ def main() -> None:
         (folder / "data").write_bytes(data)
         expected = hashlib.sha256(data).hexdigest()
         del data
-        print("| cipher | link | connections | receive MB/s | send MB/s |\n|---|---|--:|--:|--:|")
+        print(
+            "| cipher | link | connections | receive MB/s | send MB/s | own s/GB | client's s/GB |\n"
+            "|---|---|--:|--:|--:|--:|--:|"
+        )
         for cipher in options.ciphers:
             with Sshd(folder / cipher, extra=f"Ciphers {cipher}") as server:
                 alone = rate(size, options.runs, lambda: plain_client(server, folder / "data"))
-                print(f"| {cipher} | `ssh HOST cat` | 1 | {alone:.0f} | |", flush=True)
+                print(f"| {cipher} | `ssh HOST cat` | 1 | {alone:.0f} | | | |", flush=True)
                 for kind, opener in OPENERS.items():
                     if kind == "paramiko" and cipher.startswith("chacha"):
                         continue  # paramiko has no chacha20
                     for count in (1, 2) if cipher == CIPHERS[0] else (1,):
                         links = [opener(server.address, server.access) for _ in range(count)]
+                        before = processor_s()
                         figures = [
                             rate(
                                 size * count,
@@ -144,8 +155,11 @@ def main() -> None:
                             )
                             for work in (receive, send)
                         ]
+                        moved_gb = size * count * 2 * options.runs / 1e9
+                        own, client = ((b - a) / moved_gb for a, b in zip(before, processor_s(), strict=True))
                         print(
-                            f"| {cipher} | {kind} | {count} | {figures[0]:.0f} | {figures[1]:.0f} |",
+                            f"| {cipher} | {kind} | {count} | {figures[0]:.0f} | {figures[1]:.0f} "
+                            f"| {own:.1f} | {client:.1f} |",
                             flush=True,
                         )
                         for link in links:

@@ -1,8 +1,8 @@
 """The link for control: paramiko, in our own process, all channels over one connection.
 
 It can do what the client in `openssh` can not or should not: log in with a password, ask for a host's key without
-trusting it, and run many short commands without a handshake for each. It is not for bulk: it moves less, and what it
-moves costs time of our own interpreter (docs/SSH.md has the figures).
+trusting it, and run many short commands without a handshake for each. It is not for bulk: what it
+moves costs time of our own interpreter, five times as much as over the client (docs/SSH.md).
 
 A connection is made when it is needed first, and again after it broke; a command is never repeated.
 """

@@ -106,6 +106,9 @@ class ClientProcess:
         self._reaped = False
         self._stderr = bytearray()
         self._log = b""
+        missing = "install OpenSSH's client (on Debian and Ubuntu: openssh-client)"
+        if shutil.which(program) is None:
+            raise LinkError(f"there is no SSH client '{program}' on this machine", hint=missing)
         log, log_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             popen = _STARTER.start([program, "-E", f"/proc/{os.getpid()}/fd/{log_end}", *arguments])
@@ -114,7 +117,7 @@ class ClientProcess:
             os.close(log_end)
             raise LinkError(
                 f"the SSH client {program} can not be started ({error.strerror or error})",
-                hint="install OpenSSH's client (on Debian and Ubuntu: openssh-client)",
+                hint=missing,
             ) from None
         assert popen.stdin is not None
         assert popen.stdout is not None
