@@ -15,7 +15,7 @@ from holdfast.chunker import PUBLISHED_SEED, ChunkerParams, make_chunker
 from holdfast.disk import ChangeMap, Cutting, Machine
 from holdfast.errors import EmptySource, PointNotFound, StorageError, UsageError
 from holdfast.ids import PointId, RecordId, SessionId
-from holdfast.repo.codec import Sealer
+from holdfast.repo.codec import Opener, Sealer
 from holdfast.repo.format.config import Config
 from holdfast.repo.format.manifest import (
     MAX_LABELS_BYTES,
@@ -45,7 +45,16 @@ from holdfast.repo.storing import RecordAcceptor
 from holdfast.repo.tree import TreeReader
 from holdfast.version import VERSION
 
-__all__ = ["BackupOptions", "BackupSummary", "DryRun", "Engine", "run_backup", "vm_identity"]
+__all__ = [
+    "BackupOptions",
+    "BackupSummary",
+    "DryRun",
+    "Engine",
+    "build_ingest",
+    "matching_contents",
+    "run_backup",
+    "vm_identity",
+]
 
 _TOOL: Final = f"holdfast {VERSION}"
 
@@ -261,6 +270,11 @@ class Engine:
     home: Home
     clock: Callable[[], float]
 
+    @property
+    def opener(self) -> Opener:
+        """Opens its records."""
+        return Opener(self.keys)
+
 
 def run_backup(
     engine: Engine, machine: Machine, options: BackupOptions, points: Sequence[Point]
@@ -278,13 +292,13 @@ def run_backup(
     sealer = Sealer(engine.keys, engine.config.compression.level)
     if options.dry_run:
         dry = DryRun(engine.index)
-        ingest = _ingest(engine, dry, sealer, 0, options)
+        ingest = build_ingest(engine, dry, sealer, 0, options)
         _take_in(ingest, machine, parent, options)
         return _summary(machine, vm_uuid, options.time or now, ingest.counters, dry.stored_bytes, began, None)
     adopt_strays(engine.store, engine.index, engine.home, now, grown=True)
     session, others, parent = _begin_session(engine, sealer, now, parent)
     try:
-        ingest = _ingest(engine, session, sealer, others, options)
+        ingest = build_ingest(engine, session, sealer, others, options)
         trees, modes = _take_in(ingest, machine, parent, options)
         manifest = build_manifest(
             machine,
@@ -346,9 +360,14 @@ def _base(config: Config, points: Sequence[Point], vm_uuid: str, options: Backup
     return max(fitting, key=lambda p: (p.manifest.received_ms, p.manifest.time), default=None)
 
 
-def _ingest(
+def build_ingest(
     engine: Engine, acceptor: RecordAcceptor, sealer: Sealer, others: int, options: BackupOptions
 ) -> Ingest:
+    """What takes contents into a repository.
+
+    Args:
+        others: number of sessions that were at work when this one began.
+    """
     config, seed = engine.config, engine.keys.chunker_seed
     params = ChunkerParams(config.chunker, config.chunk_size_bytes)
     return Ingest(

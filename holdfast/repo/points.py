@@ -15,7 +15,7 @@ from holdfast.repo.format.record import RECORD_HEADER_BYTES, Kind, decode_record
 from holdfast.repo.format.rows import PointRow
 from holdfast.units import format_time, parse_time
 
-__all__ = ["Point", "find_disk", "open_point", "points_of_vm", "resolve_point"]
+__all__ = ["Point", "find_disk", "open_manifest", "open_point", "points_of_vm", "resolve_point"]
 
 _LEAST_PREFIX: Final = 4
 _RELATIVE: Final = re.compile(r"latest(?:~(\d{1,6}))?\Z")
@@ -43,15 +43,30 @@ def open_point(row: PointRow, opener: Opener) -> Point:
         DamagedIndex: the row's copy of the manifest is damaged.
         UnsupportedFormat: the manifest is of a later version.
     """
+    text = open_manifest(row, opener)
+    try:
+        return Point(row.id, decode_manifest(text))
+    except DamagedData as error:
+        raise _damaged(row, error) from None
+
+
+def open_manifest(row: PointRow, opener: Opener) -> bytes:
+    """The plaintext of the manifest that a row of the index holds.
+
+    Raises:
+        DamagedIndex: the row's copy of the manifest is damaged.
+    """
     try:
         header = decode_record_header(row.record, row.pack)
         if header.kind is not Kind.MANIFEST or header.id != row.id:
             raise DamagedData("it is another record")
-        return Point(row.id, decode_manifest(opener.open(header, row.record[RECORD_HEADER_BYTES:])))
+        return opener.open(header, row.record[RECORD_HEADER_BYTES:])
     except DamagedData as error:
-        raise DamagedIndex(
-            f"the index's copy of restore point {row.id.hex()[:12]} is damaged: {error.message}"
-        ) from None
+        raise _damaged(row, error) from None
+
+
+def _damaged(row: PointRow, error: DamagedData) -> DamagedIndex:
+    return DamagedIndex(f"the index's copy of restore point {row.id.hex()[:12]} is damaged: {error.message}")
 
 
 def _age_key(point: Point) -> tuple[int, int, bytes]:

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 
 from holdfast.errors import DamagedData, InternalError, UnsupportedFormat
 from holdfast.ids import PackId, RecordId
-from holdfast.repo.codec import Opener, strong_hash
+from holdfast.repo.codec import Opener, Sealed, strong_hash
 from holdfast.repo.format.record import (
     PACK_HEADER_BYTES,
     RECORD_HEADER_BYTES,
@@ -135,6 +135,24 @@ class RecordReader:
         for run in self._runs(list(targets), kind):
             for _ in self._read(run, kind, use):
                 pass
+
+    def sealed(self, ids: Sequence[RecordId], kind: Kind) -> Iterator[Sealed]:
+        """Yields some records as they are stored, each once, in the order in which packs are best read.
+
+        What is stored is held against its strong hash; no key is needed.
+
+        Raises:
+            DamagedData: one of them is missing or damaged.
+        """
+
+        def use(header: RecordHeader, payload: memoryview) -> Sealed:
+            if strong_hash(payload) != header.strong_hash:
+                raise DamagedData(f"{kind.name.lower()} {header.id.hex()[:16]} is damaged in its pack")
+            return Sealed(header, bytes(payload))
+
+        for run in self._runs(list(dict.fromkeys(ids)), kind):
+            for _, sealed in self._read(run, kind, use):
+                yield sealed
 
     def _runs(self, unique: Sequence[RecordId], kind: Kind) -> Iterator[_Run]:
         """The places of records, by runs that are best read in one piece."""

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from holdfast.repo.gc import CollectOptions, CollectReport
     from holdfast.repo.live import LivePoints
     from holdfast.repo.repair import Donor, RepairReport
+    from holdfast.repo.replicate import ReplicateOptions, ReplicateReport
 
 __all__ = ["InitOptions", "Repository", "RepositoryStatistics"]
 
@@ -653,11 +654,41 @@ class Repository:
             StorageError: the repository can not be written; likewise.
         """
         self._require_writable()
+        return run_backup(self._engine(), machine, options or BackupOptions(), self.points())
+
+    def _engine(self) -> Engine:
         records, trees = self._reading()
-        engine = Engine(
+        return Engine(
             self.config, self.unlock(), self._store, self._index(), records, trees, self._home(), _time.time
         )
-        return run_backup(engine, machine, options or BackupOptions(), self.points())
+
+    # --- replication
+
+    def replicate(
+        self, target: Repository, points: Sequence[Point], options: ReplicateOptions | None = None
+    ) -> ReplicateReport:
+        """Copies restore points into another repository; see `repo.replicate`.
+
+        Durability: what the report lists is on the target's disk on return.
+
+        Raises:
+            UsageError: the target is this repository.
+            DamagedData: something can not be read; the points before it have been copied.
+        """
+        from holdfast.repo.replicate import ReplicateOptions, replicate
+
+        options = options or ReplicateOptions()
+        if target.config.id == self.config.id:
+            raise UsageError(
+                "the source and the target are the same repository",
+                hint="a copy of a repository's folder has its id, too: make the target with 'holdfast init'",
+            )
+        there = target._engine()
+        if not options.dry_run:
+            target._require_writable()
+            adopt_strays(there.store, there.index, there.home, int(_time.time()), grown=True)
+        with self._holding_listed("replicate"):
+            return replicate(self._engine(), there, points, options)
 
     def _home(self) -> Home:
         _, outside = self._folder.index_folder(self.config.id)

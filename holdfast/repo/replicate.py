@@ -1,0 +1,511 @@
+"""Copies restore points from one repository into another: only what that one lacks, and each point as a whole.
+
+Where both repositories name records by the same keys, stored records travel as they are: a point's tree is compared
+with that of a point of the same VM that the target has already, and only where they differ nodes are read; of what
+they name, what the target's index lacks is copied. Records enter the target by a session, as a backup's do, so an
+interrupted copy is found again by the next one, and the point is listed with the last transaction.
+
+Where keys differ (another password does not make them differ), contents are read, cut and sealed anew with the target's.
+
+Invariants: a record's strong hash is verified before it is appended; nothing is ever removed from the target; a point
+that the target has (or had, and has forgotten) is not copied again. After each point both indexes are asked for the
+plain length of every record that was looked at, and must agree (`proof`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
+
+import blake3
+
+from holdfast.disk import Machine, SourceDisk, SourceFile
+from holdfast.errors import DamagedData, PointNotFound, StorageError
+from holdfast.ids import HOLE_ID, ID_BYTES, NodeId, PointId, RecordId
+from holdfast.repo.backup import BackupOptions, DryRun, Engine, build_ingest, matching_contents
+from holdfast.repo.codec import Sealed, Sealer
+from holdfast.repo.format.manifest import ContentTree, encode_manifest
+from holdfast.repo.format.node import FANOUT
+from holdfast.repo.format.record import RECORD_HEADER_BYTES, Kind
+from holdfast.repo.idset import IdSet
+from holdfast.repo.ingest import Content, Ingest
+from holdfast.repo.keys import Keys
+from holdfast.repo.lease import new_session_row
+from holdfast.repo.parallel import run_parallel
+from holdfast.repo.points import Point, open_manifest, open_point
+from holdfast.repo.reader import DiskReader
+from holdfast.repo.session import Segment, Session
+from holdfast.repo.tree import TreeReader, segments_of
+from holdfast.repo.walk import read_node
+from holdfast.units import MIB
+
+__all__ = ["Ack", "ReplicateOptions", "ReplicateReport", "ReplicatedPoint", "replicate", "share_keys"]
+
+Ack = Literal["chunk", "batch", "point"]
+"""When the target has made durable what it was given: after each piece, with each batch, or with the point."""
+
+_LEAVES_AT_ONCE: Final = 16
+_APPEND_BYTES: Final = 4 * MIB
+_NODES_AT_ONCE: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicateOptions:
+    """How to copy.
+
+    Args:
+        dry_run: find out what would be copied.
+        ack: when what was copied is durable; whatever it is, a point is listed only when all of it is.
+        workers: threads; None for as many as there are cores.
+        pace: called with the number of bytes before they are copied; it may wait.
+        on_progress: called with bytes copied so far, now and then, from any thread.
+    """
+
+    dry_run: bool = False
+    ack: Ack = "batch"
+    workers: int | None = None
+    pace: Callable[[int], None] = lambda _bytes: None
+    on_progress: Callable[[int], None] = lambda _bytes: None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicatedPoint:
+    """One point that was copied.
+
+    Args:
+        id: in the source.
+        target_id: in the target: another one if keys differ; None after a dry run.
+        records, stored_bytes: what was copied for it, headers included.
+        proof: BLAKE3 over ids and plain lengths of what was looked at, the same from both indexes; empty if keys differ.
+    """
+
+    id: PointId
+    target_id: PointId | None
+    vm_name: str
+    time: int
+    records: int
+    stored_bytes: int
+    proof: bytes
+
+
+@dataclass(slots=True)
+class ReplicateReport:
+    """What a replication did.
+
+    Args:
+        already: points that the target had.
+        forgotten: points that the target has forgotten; they stay so.
+        same_keys: whether records travelled as they are.
+    """
+
+    same_keys: bool
+    copied: list[ReplicatedPoint] = field(default_factory=list)
+    already: int = 0
+    forgotten: int = 0
+    duration_s: float = 0.0
+
+    @property
+    def records(self) -> int:
+        """How many were copied."""
+        return sum(point.records for point in self.copied)
+
+    @property
+    def stored_bytes(self) -> int:
+        """How many bytes were copied, headers included."""
+        return sum(point.stored_bytes for point in self.copied)
+
+
+def share_keys(one: Keys, other: Keys) -> bool:
+    """Whether two repositories name and encrypt records in the same way."""
+    return (one.cipher, one.data_key, one.id_keys) == (other.cipher, other.data_key, other.id_keys)
+
+
+def replicate(
+    source: Engine, target: Engine, points: Sequence[Point], options: ReplicateOptions
+) -> ReplicateReport:
+    """Copies points, oldest first.
+
+    Args:
+        points: of the source, which somebody holds meanwhile.
+
+    Durability: what the report lists as copied is on the target's disk.
+
+    Raises:
+        DamagedData: something of a point can not be read; the points before it have been copied.
+        StorageError: as the repositories raise it.
+    """
+    began = time.monotonic()
+    same = share_keys(source.keys, target.keys)
+    report = ReplicateReport(same)
+    have = _Targets(source, target)
+    for point in sorted(points, key=lambda p: (p.manifest.time, p.manifest.received_ms, p.id)):
+        state = have.state(point)
+        if state == "listed":
+            report.already += 1
+            continue
+        if state == "forgotten":
+            report.forgotten += 1
+            continue
+        copy = _copy_point if same else _translate_point
+        report.copied.append(copy(source, target, have, point, options))
+    report.duration_s = time.monotonic() - began
+    return report
+
+
+class _Targets:
+    """The target's points, and what has been added to them; the plaintexts of the source's manifests."""
+
+    def __init__(self, source: Engine, target: Engine) -> None:
+        self.manifests = {
+            row.id: open_manifest(row, source.opener) for row in source.index.points() if not row.hidden
+        }
+        self.points: list[Point] = []
+        self._states: dict[object, str] = {}
+        for row in target.index.points():
+            point = open_point(row, target.opener)
+            # A point that was sealed anew has another id; the session that made it says which one it is.
+            state = "forgotten" if row.hidden else "listed"
+            self._states[point.id] = self._states[point.manifest.session] = state
+            if not row.hidden:
+                self.points.append(point)
+
+    def state(self, point: Point) -> str | None:
+        """Whether the target lists a point, has forgotten it, or has none such."""
+        return self._states.get(point.id) or self._states.get(point.manifest.session)
+
+    def is_in_source(self, point: Point) -> bool:
+        """Whether the source lists it too, so that its tree can be read there."""
+        return point.id in self.manifests
+
+    def add(self, point: Point) -> None:
+        """Notes a point that was copied."""
+        self._states[point.id] = self._states[point.manifest.session] = "listed"
+        self.points.append(point)
+
+    def base(self, point: Point) -> Point | None:
+        """The newest point of the same VM, cut alike."""
+        manifest = point.manifest
+        fitting = [
+            known
+            for known in self.points
+            if (known.manifest.vm_uuid, known.manifest.segment_bytes)
+            == (manifest.vm_uuid, manifest.segment_bytes)
+        ]
+        return max(fitting, key=lambda p: (p.manifest.time, p.manifest.received_ms), default=None)
+
+
+@contextlib.contextmanager
+def _session(target: Engine, have: _Targets, base: Point | None) -> Iterator[tuple[Session, Point | None]]:
+    """A session of the target that holds `base`, or a sooner one without it if it is gone."""
+    sealer = Sealer(target.keys, target.config.compression.level)
+    while True:
+        row = new_session_row("replicate", int(target.clock()), (base.id,) if base else ())
+        session = Session(
+            target.store, target.index, sealer, target.config.pack_bytes, row, target.home, target.clock
+        )
+        try:
+            session.begin()
+            break
+        except PointNotFound:
+            assert base is not None
+            have.points.remove(base)
+            base = None
+    try:
+        yield session, base
+    except BaseException:
+        with contextlib.suppress(Exception):  # the first error is the one to report
+            session.close(keep=True)
+        raise
+    with contextlib.suppress(StorageError):  # the point is listed; what is left of the session expires
+        session.close(keep=False)
+
+
+# --- the same keys: records as they are
+
+
+class _Copy:
+    """Copies what one point needs.
+
+    Args:
+        session: of the target; None to count only.
+    """
+
+    def __init__(
+        self, source: Engine, target: Engine, session: Session | None, options: ReplicateOptions
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._session = session
+        self._options = options
+        self._lock = threading.Lock()
+        self._counted = IdSet()
+        self.records = 0
+        self.stored_bytes = 0
+        self.nodes: list[NodeId] = []
+
+    def run(self, pairs: Sequence[tuple[ContentTree | None, ContentTree]]) -> None:
+        """Copies what the new trees need and the old ones, which the target holds, do not."""
+        inner: list[NodeId] = []
+        run_parallel(
+            self._batches(pairs, inner),
+            self._leaves,
+            self._options.workers,
+            lambda: self._options.on_progress(self.stored_bytes),
+        )
+        if self._session is not None:
+            self._session.flush()  # leaves are there before what names them
+        for first in range(0, len(inner), _NODES_AT_ONCE):
+            self._nodes(inner[first : first + _NODES_AT_ONCE])
+
+    def _batches(
+        self, pairs: Sequence[tuple[ContentTree | None, ContentTree]], inner: list[NodeId]
+    ) -> Iterator[list[NodeId]]:
+        """Leaves, some at a time; inner nodes go to `inner`, children before parents."""
+        seen = IdSet()
+        batch: list[NodeId] = []
+        for old, new in pairs:
+            for level, node in new_nodes(self._source.trees, old, new):
+                if not seen.add([node]):
+                    continue
+                self.nodes.append(node)
+                if level:
+                    inner.append(node)
+                    continue
+                batch.append(node)
+                if len(batch) == _LEAVES_AT_ONCE:
+                    yield batch
+                    batch = []
+        if batch:
+            yield batch
+
+    def _leaves(self, leaves: list[NodeId]) -> None:
+        found = self._source.records.load([RecordId(leaf) for leaf in leaves], Kind.NODE)
+        chunks: dict[RecordId, None] = {}
+        for leaf in leaves:
+            ids = read_node(leaf, found[leaf]).ids
+            chunks |= {RecordId(ids[at : at + ID_BYTES]): None for at in range(0, len(ids), ID_BYTES)}
+        self._take(list(chunks), leaves, lambda: self._leaves(leaves))
+        if self._options.ack == "chunk" and self._session is not None:
+            self._session.flush()
+
+    def _nodes(self, nodes: list[NodeId]) -> None:
+        self._take([], nodes, lambda: self._nodes(nodes))
+
+    def _take(self, chunks: list[RecordId], nodes: list[NodeId], redo: Callable[[], None]) -> None:
+        """Copies those of some chunks, and of the nodes, that the target lacks."""
+        wanted = [*chunks, *nodes]
+        session = self._session
+        if session is None:
+            self._count(wanted)
+            return
+        generation = session.generation()
+        unknown = session.unknown(wanted)
+        staged: list[Sealed] = []
+        size = 0
+        for kind, ids in ((Kind.CHUNK, chunks), (Kind.NODE, nodes)):
+            for sealed in self._source.records.sealed([i for i in ids if i in unknown], kind):
+                staged.append(sealed)
+                size += sealed.header.total_bytes
+                if size >= _APPEND_BYTES:
+                    self._append(session, Segment(staged, frozenset(), (), redo), generation, size)
+                    staged, size = [], 0
+                    generation = session.generation()
+        last = {sealed.header.id for sealed in staged}
+        relied = frozenset(i for i in wanted if i not in last)
+        self._append(session, Segment(staged, relied, tuple(nodes), redo), generation, size)
+
+    def _append(self, session: Session, segment: Segment, generation: int, size: int) -> None:
+        self._options.pace(size)
+        session.append(segment, generation)
+        with self._lock:  # two threads may have met the same chunk; the session stores it once
+            new = self._counted.add(sealed.header.id for sealed in segment.records)
+            self.records += len(new)
+            self.stored_bytes += sum(
+                sealed.header.total_bytes for sealed in segment.records if sealed.header.id in new
+            )
+
+    def _count(self, wanted: list[RecordId]) -> None:
+        absent = [
+            i for i, place in zip(wanted, self._target.index.lookup(wanted), strict=True) if place is None
+        ]
+        with self._lock:
+            absent = list(self._counted.add(absent))
+            for place in self._source.index.lookup(absent):
+                if place is not None:
+                    self.records += 1
+                    self.stored_bytes += RECORD_HEADER_BYTES + place.stored_bytes
+
+    def proof(self) -> bytes:
+        """What both indexes say of all records that were looked at.
+
+        Raises:
+            DamagedData: they do not say the same.
+        """
+        digests = [blake3.blake3(), blake3.blake3()]
+        for first in range(0, len(self.nodes), 256):
+            some = [RecordId(node) for node in self.nodes[first : first + 256]]
+            texts = self._source.records.load(some, Kind.NODE)
+            ids = dict.fromkeys(some)
+            for node in some:
+                found = read_node(NodeId(node), texts[node])
+                if found.is_leaf:
+                    ids |= dict.fromkeys(
+                        RecordId(found.ids[at : at + ID_BYTES]) for at in range(0, len(found.ids), ID_BYTES)
+                    )
+            for engine, digest in zip((self._source, self._target), digests, strict=True):
+                for record_id, place in zip(ids, engine.index.lookup(list(ids)), strict=True):
+                    plain = -1 if place is None else place.plain_bytes
+                    digest.update(record_id + plain.to_bytes(8, "little", signed=True))
+        one, other = (digest.digest() for digest in digests)
+        if one != other:
+            raise DamagedData(
+                "the two repositories do not agree on what they hold of a restore point",
+                hint="run 'holdfast check' on both of them",
+            )
+        return one
+
+
+def new_nodes(trees: TreeReader, old: ContentTree | None, new: ContentTree) -> Iterator[tuple[int, NodeId]]:
+    """Yields (level, id) of the nodes of a tree that stand elsewhere, or not at all, in an older one.
+
+    Children come before parents. What is equal in the same place is not read.
+    """
+    total = segments_of(new)
+    if not total:
+        return
+    height = trees.height(new)
+    if old is not None and (trees.height(old) != height or old.segment_bytes != new.segment_bytes):
+        old = None
+
+    def below(before: NodeId, node: NodeId, level: int, first: int) -> Iterator[tuple[int, NodeId]]:
+        if node in (HOLE_ID, before):
+            return
+        if level:
+            children = trees.children(new, node, level, first)
+            others: tuple[NodeId, ...] = ()
+            span = FANOUT ** (level - 1)
+            if old is not None and before != HOLE_ID and first < segments_of(old):
+                others = trees.children(old, before, level, first)
+            for number, child in enumerate(children):
+                other = others[number] if number < len(others) else HOLE_ID
+                yield from below(other, child, level - 1, first + number * span)
+        yield level, node
+
+    yield from below(old.root if old is not None and segments_of(old) else HOLE_ID, new.root, height, 0)
+
+
+def _copy_point(
+    source: Engine, target: Engine, have: _Targets, point: Point, options: ReplicateOptions
+) -> ReplicatedPoint:
+    if options.dry_run:
+        near = have.base(point)
+        pairs = _pairs(point, near if near and have.is_in_source(near) else None)
+        counting = _Copy(source, target, None, options)
+        counting.run(pairs)
+        have.add(point)
+        return _replicated(point, None, counting, b"")
+    with _session(target, have, have.base(point)) as (session, base):
+        copy = _Copy(source, target, session, options)
+        copy.run(_pairs(point, base if base and have.is_in_source(base) else None))
+        session.flush()
+        proof = copy.proof()
+        session.commit_point(point.id, have.manifests[point.id])
+    have.add(point)
+    return _replicated(point, point.id, copy, proof)
+
+
+def _pairs(point: Point, base: Point | None) -> list[tuple[ContentTree | None, ContentTree]]:
+    """For each content of a point the same content of the base, if there is one."""
+    disks = {disk.info.uuid or disk.info.name: disk.tree for disk in base.manifest.disks} if base else {}
+    files = {file.info.name: file.tree for file in base.manifest.files} if base else {}
+    return [
+        *((disks.get(disk.info.uuid or disk.info.name), disk.tree) for disk in point.manifest.disks),
+        *((files.get(file.info.name), file.tree) for file in point.manifest.files),
+    ]
+
+
+def _replicated(point: Point, target_id: PointId | None, copy: _Copy, proof: bytes) -> ReplicatedPoint:
+    manifest = point.manifest
+    return ReplicatedPoint(
+        point.id, target_id, manifest.vm_name, manifest.time, copy.records, copy.stored_bytes, proof
+    )
+
+
+# --- other keys: contents are read and sealed anew
+
+
+def _translate_point(
+    source: Engine, target: Engine, have: _Targets, point: Point, options: ReplicateOptions
+) -> ReplicatedPoint:
+    manifest = point.manifest
+    machine = Machine(
+        kind=manifest.kind,
+        name=manifest.vm_name,
+        uuid=manifest.vm_uuid,
+        origin=manifest.origin,
+        disks=tuple(
+            SourceDisk(disk.info, DiskReader(source.records, source.trees, disk.tree))
+            for disk in manifest.disks
+        ),
+        files=tuple(
+            SourceFile(file.info, DiskReader(source.records, source.trees, file.tree))
+            for file in manifest.files
+        ),
+        folders=manifest.folders,
+        warnings=manifest.warnings,
+    )
+    asked = BackupOptions(workers=options.workers)
+    sealer = Sealer(target.keys, target.config.compression.level)
+    if options.dry_run:
+        dry = DryRun(target.index)
+        ingest = build_ingest(target, dry, sealer, 0, asked)
+        ingest.run(_contents(ingest, target, machine, have.base(point)))
+        have.add(point)
+        return _translated(point, None, ingest, dry.stored_bytes)
+    with _session(target, have, have.base(point)) as (session, base):
+        ingest = build_ingest(target, session, sealer, 0, asked)
+        trees = ingest.run(_contents(ingest, target, machine, base))
+        made = replace(
+            manifest,
+            segment_bytes=target.config.segment_bytes,
+            chunker=target.config.chunker,
+            chunk_size_bytes=target.config.chunk_size_bytes,
+            disks=tuple(replace(disk, tree=tree) for disk, tree in zip(manifest.disks, trees, strict=False)),
+            files=tuple(
+                replace(file, tree=tree)
+                for file, tree in zip(manifest.files, trees[len(manifest.disks) :], strict=True)
+            ),
+            parent="",
+        )
+        encoded = encode_manifest(made)
+        target_id = PointId(target.keys.record_id(Kind.MANIFEST, encoded))
+        session.commit_point(target_id, encoded)
+    have.add(Point(target_id, made))
+    return _translated(point, target_id, ingest, session.stored_bytes)
+
+
+def _contents(ingest: Ingest, target: Engine, machine: Machine, base: Point | None) -> list[Content]:
+    parents = matching_contents(machine, base if base and _cut_alike(target, base) else None)
+    sources = [*(disk.source for disk in machine.disks), *(file.source for file in machine.files)]
+    return [ingest.content(source, parent) for source, parent in zip(sources, parents, strict=True)]
+
+
+def _translated(
+    point: Point, target_id: PointId | None, ingest: Ingest, stored_bytes: int
+) -> ReplicatedPoint:
+    manifest = point.manifest
+    chunks = ingest.counters.chunks_new
+    return ReplicatedPoint(point.id, target_id, manifest.vm_name, manifest.time, chunks, stored_bytes, b"")
+
+
+def _cut_alike(target: Engine, point: Point) -> bool:
+    manifest, config = point.manifest, target.config
+    return (manifest.segment_bytes, manifest.chunker, manifest.chunk_size_bytes) == (
+        config.segment_bytes,
+        config.chunker,
+        config.chunk_size_bytes,
+    )
