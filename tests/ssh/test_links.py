@@ -121,9 +121,9 @@ def test_death_by_a_signal_is_neither_a_status_nor_a_lost_link(link: Link) -> No
 
 def test_what_runs_too_long_is_ended(link: Link) -> None:
     started_s = time.monotonic()
-    with pytest.raises(LinkTimeout, match=r"did not end within 0\.5 s: thinking"):
-        link.run("echo thinking >&2; cat; sleep 60", timeout_s=0.5)
-    assert time.monotonic() - started_s < 20
+    with pytest.raises(LinkTimeout, match=r"did not end within 0\.5 s"):
+        link.run("cat; sleep 60", timeout_s=0.5)
+    assert time.monotonic() - started_s < 30
     assert link.run("echo next").stdout == b"next\n"
 
 
