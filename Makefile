@@ -34,6 +34,7 @@ check: setup ## lint, format, types, import contracts and the project's own rule
 	ruff format --check
 	mypy
 	mypy --strict tools/*.py rescue.py
+	mypy --strict -p tests.esxi_host
 	lint-imports
 	pytest -q -p no:xdist tests/project/test_tidy.py
 

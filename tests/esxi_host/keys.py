@@ -13,6 +13,23 @@ KINDS = {
 }
 
 
+_client: dict[str, bytes] = {}
+"""The client's key pair of this process. Its stand-ins accept the same one; host keys are each one's own."""
+
+
+def make_client_key(path: str) -> None:
+    """A client's RSA key pair is at the path. Cost: that of `make_keys` the first time, then nothing."""
+    names = ("", ".pub")
+    if not os.path.exists(path) and _client:
+        for name in names:
+            with open(path + name, "xb", opener=lambda place, flags: os.open(place, flags, 0o600)) as file:
+                file.write(_client[name])
+    make_keys(("rsa", path))
+    for name in names:
+        with open(path + name, "rb") as file:
+            _client[name] = file.read()
+
+
 def make_keys(*wanted: tuple[str, str]) -> None:
     """The key pairs (kind, path) exist; they are made at the same time. Cost: 0.1 to 0.5 s for RSA."""
     running = []

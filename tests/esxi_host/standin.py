@@ -24,7 +24,7 @@ from typing import Any, Self
 
 from tests.esxi_host import rootfs
 from tests.esxi_host.faults import Value
-from tests.esxi_host.keys import make_keys
+from tests.esxi_host.keys import make_client_key, make_keys
 from tests.esxi_host.layout import Layout
 from tests.esxi_host.options import RELEASES, Options
 
@@ -140,8 +140,8 @@ class StandIn:
         layout = self._layout
         layout.make()
         os.makedirs(os.path.join(layout.root, "etc/ssh"), exist_ok=True)
+        make_client_key(layout.client_key)
         make_keys(
-            ("rsa", layout.client_key),
             ("host_rsa", os.path.join(layout.root, "etc/ssh/ssh_host_rsa_key")),
             ("ecdsa", os.path.join(layout.root, "etc/ssh/ssh_host_ecdsa_key")),
         )

@@ -234,3 +234,103 @@ def test_the_table_is_in_the_manual() -> None:
     switches = manual.partition("## Fault switches")[2]
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", switches, re.MULTILINE))
     assert rows == TABLE
+
+
+def test_connections_that_are_refused_or_fall_silent(host) -> None:
+    host.faults.set("refuse_connections", times=1)
+    assert host.ssh("true").returncode == 255
+    host.faults.set("hang_after_bytes", 100_000)
+    patience = ["-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=1"]
+    outcome = host.ssh("cat /dev/zero", options=patience)
+    assert outcome.returncode == 255
+    assert b"not responding" in outcome.stderr
+    host.faults.set("no_password")
+    command = host.ssh_command("true", options=["-o", "PubkeyAuthentication=no"])
+    assert b"denied (publickey)" in subprocess.run(command, capture_output=True, check=False).stderr
+
+
+def test_keys_are_made_anew_under_load_when_the_host_wants_it(host) -> None:
+    host.faults.set("rekey_limit", "1M")
+    outcome = host.ssh("head -c 8000000 /dev/zero", options=["-v"])
+    assert len(outcome.stdout) == 8_000_000
+    assert outcome.stderr.count(b"SSH2_MSG_NEWKEYS received") > 3
+
+
+def test_power_that_is_told_late_and_guests_that_do_not_listen(host) -> None:
+    number = host.vm("web1").vmid
+    host.faults.set("shutdown_ignored", times=1)
+    text(host, f"vim-cmd vmsvc/power.shutdown {number}")
+    assert not host.vm("web1").busy
+    host.faults.set("state_late_s", 0.5)
+    text(host, f"vim-cmd vmsvc/power.off {number}")
+    assert host.vm("web1").power == "Powered off"
+    assert "Powered on" in text(host, f"vim-cmd vmsvc/power.getstate {number}")
+    while "Powered off" not in text(host, f"vim-cmd vmsvc/power.getstate {number}"):
+        pass
+
+
+def test_a_snapshot_that_does_not_go(host) -> None:
+    vm = host.vm("web1")
+    number = host.snapshot(vm, "s")
+    host.faults.set("snapshot_remove_fails", "locked by a proxy", times=1)
+    host.faults.set("snapshot_remove_waits")
+    outcome = host.ssh(f"vim-cmd vmsvc/snapshot.remove {vm.vmid} {number}")
+    assert (outcome.returncode, outcome.stdout) == (1, b"Remove Snapshot:\nRemove snapshot failed\n")
+    assert len(host.vm("web1").snapshots) == 1
+
+
+def test_waits_that_a_switch_adds(host) -> None:
+    host.snapshot(host.vm("web1"), "s")
+    for name, value, command in (
+        ("slow_commands_s", 0.3, f"vim-cmd vmsvc/power.getstate {host.vm('web1').vmid}"),
+        ("read_delay_ms", 300, f"head -c 1 {FLAT}"),
+    ):
+        host.faults.set(name, value)
+        began_s = time.monotonic()
+        text(host, command)
+        assert time.monotonic() - began_s > 0.3
+        host.faults.clear()
+
+
+def test_a_question_stands_in_the_way_of_power(host) -> None:
+    vm = host.vm("web1")
+    host.power(vm, "off")
+    host.faults.set("question_on_power_on", times=1)
+    asking = subprocess.Popen(host.ssh_command(f"vim-cmd vmsvc/power.on {vm.vmid}"), stdout=subprocess.PIPE)
+    while host.vm("web1").question is None:
+        assert asking.poll() is None
+    assert "msg.uuid.altered" in text(host, f"vim-cmd vmsvc/message {vm.vmid}")
+    assert host.vm("web1").power == "Powered off"
+    found = re.search(r"(\d+)\. I Moved It", text(host, f"vim-cmd vmsvc/message {vm.vmid}"))
+    assert found
+    text(host, f"vim-cmd vmsvc/message {vm.vmid} {host.vm('web1').question} {found[1]}")
+    asking.communicate(timeout=20)
+    assert (host.vm("web1").power, host.vm("web1").uuid) == ("Powered on", vm.uuid)
+
+
+def test_disks_that_no_snapshot_covers(host) -> None:
+    from tests.esxi_host import Disk
+
+    host.add_datastore("second", kind="VMFS-5")
+    kinds = [
+        Disk(1 << 20, datastore="second"),
+        Disk(1 << 20, mode="independent_persistent"),
+        Disk(1 << 20, kind="rdmp"),
+    ]
+    vm = host.add_vm("many", disks=[1 << 20, *kinds], running=True)
+    number = host.snapshot(vm, "s")
+    moved = {node: path.rpartition("/")[2] for node, path in host.vm("many").disks.items()}
+    assert moved == {
+        "scsi0:0": "many-000001.vmdk",
+        "scsi0:1": "many_1-000001.vmdk",
+        "scsi0:2": "many_2.vmdk",
+        "scsi0:3": "many_3.vmdk",
+    }
+    files = text(host, "ls /vmfs/volumes/second/many /vmfs/volumes/datastore1/many")
+    assert "many_1-000001-delta.vmdk" in files
+    assert "many-000001-sesparse.vmdk" in files
+    devices = text(host, f"vim-cmd vmsvc/device.getdevices {vm.vmid}")
+    assert 'compatibilityMode = "physicalMode"' in devices
+    assert 'diskMode = "independent_persistent"' in devices
+    host.remove_snapshot(vm, number)
+    host.remove_vm(vm)
