@@ -21,6 +21,8 @@ __all__ = [
     "format_size",
     "format_time",
     "parse_duration",
+    "parse_rate",
+    "parse_share",
     "parse_size",
     "parse_time",
 ]
@@ -57,6 +59,34 @@ def parse_size(text: str) -> int:
         raise UsageError(f"'{text}' is not a size", hint="write for example 64KiB, 512MiB or 2GiB")
     fraction = match[2] or ""
     return int(match[1]) * factor + (int(fraction) * factor // 10 ** len(fraction) if fraction else 0)
+
+
+def parse_rate(text: str) -> int:
+    """Bytes per second that a rate such as `50MiB/s` or `800k` stands for.
+
+    Raises:
+        UsageError: the text is no rate, or nothing would ever pass.
+    """
+    rate = parse_size(re.sub(r"\s*/\s*s\Z", "", text.strip()))
+    if not rate:
+        raise UsageError("a rate of nothing lets nothing through", hint="write for example 50MiB/s")
+    return rate
+
+
+def parse_share(text: str) -> float:
+    """The share that `1%`, `0.5%` or `0.01` stands for: more than 0, at most 1.
+
+    Raises:
+        UsageError: the text is no such share.
+    """
+    number, percent = (text.strip()[:-1], 100.0) if text.strip().endswith("%") else (text, 1.0)
+    try:
+        share = float(number) / percent
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise UsageError(f"'{text}' is not a share", hint="write for example 1% or 0.01")
+    return share
 
 
 def format_size(size_bytes: int) -> str:

@@ -36,6 +36,7 @@ _SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "prune": "Forget the restore points that no rule keeps.",
         "gc": "Give back the space of what no restore point needs.",
         "check": "Prove that everything listed can be restored.",
+        "replicate": "Copy restore points into another repository.",
         "stats": "Show how much is stored, and how well it is deduplicated.",
         "key": "Manage the passwords and the key of an encrypted repository.",
     },

@@ -15,6 +15,7 @@ plain length of every record that was looked at, and must agree (`proof`).
 from __future__ import annotations
 
 import contextlib
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,9 +25,10 @@ from typing import Final, Literal
 import blake3
 
 from holdfast.disk import Machine, SourceDisk, SourceFile
-from holdfast.errors import DamagedData, PointNotFound, StorageError
+from holdfast.errors import DamagedData, DamagedPoint, PointNotFound, StorageError
 from holdfast.ids import HOLE_ID, ID_BYTES, NodeId, PointId, RecordId
 from holdfast.repo.backup import BackupOptions, DryRun, Engine, build_ingest, matching_contents
+from holdfast.repo.check import contents_of
 from holdfast.repo.codec import Sealed, Sealer
 from holdfast.repo.format.manifest import ContentTree, encode_manifest
 from holdfast.repo.format.node import FANOUT
@@ -40,10 +42,18 @@ from holdfast.repo.points import Point, open_manifest, open_point
 from holdfast.repo.reader import DiskReader
 from holdfast.repo.session import Segment, Session
 from holdfast.repo.tree import TreeReader, segments_of
-from holdfast.repo.walk import read_node
+from holdfast.repo.walk import read_node, walk_nodes
 from holdfast.units import MIB
 
-__all__ = ["Ack", "ReplicateOptions", "ReplicateReport", "ReplicatedPoint", "replicate", "share_keys"]
+__all__ = [
+    "Ack",
+    "ReplicateOptions",
+    "ReplicateReport",
+    "ReplicatedPoint",
+    "replicate",
+    "sample",
+    "share_keys",
+]
 
 Ack = Literal["chunk", "batch", "point"]
 """When the target has made durable what it was given: after each piece, with each batch, or with the point."""
@@ -51,6 +61,7 @@ Ack = Literal["chunk", "batch", "point"]
 _LEAVES_AT_ONCE: Final = 16
 _APPEND_BYTES: Final = 4 * MIB
 _NODES_AT_ONCE: Final = 1024
+_SAMPLE_AT_ONCE: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -509,3 +520,41 @@ def _cut_alike(target: Engine, point: Point) -> bool:
         config.chunker,
         config.chunk_size_bytes,
     )
+
+
+def sample(
+    engine: Engine,
+    points: Sequence[Point],
+    share: float,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> int:
+    """Reads a random share of the chunks that points need, and hashes them.
+
+    Returns:
+        How many chunks were read.
+
+    Raises:
+        DamagedPoint: a node, or one of the chunks that were chosen, is missing or damaged.
+    """
+    chance = random.SystemRandom()
+    chosen: dict[RecordId, None] = {}
+    roots = [tree.root for point in points for _, tree in contents_of(point.manifest)]
+    done = 0
+    try:
+        for node in walk_nodes(engine.records, roots):
+            if node.is_leaf:
+                chosen |= {RecordId(chunk): None for chunk in node.children() if chance.random() < share}
+            if len(chosen) >= _SAMPLE_AT_ONCE:
+                done += _read_all(engine, chosen)
+                on_progress(done, 0)
+                chosen = {}
+        return done + _read_all(engine, chosen)
+    except DamagedData as error:
+        raise DamagedPoint(
+            f"what was asked for at random is damaged: {error.message}",
+            hint="run 'holdfast check --repair' there, or 'holdfast replicate --repair'",
+        ) from error
+
+
+def _read_all(engine: Engine, chosen: dict[RecordId, None]) -> int:
+    return sum(1 for _ in engine.records.each(list(chosen), Kind.CHUNK))

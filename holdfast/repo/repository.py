@@ -179,9 +179,14 @@ class Repository:
         options: InitOptions | None = None,
         *,
         password: Passwords | str | None = None,
+        like: Repository | None = None,
         notify: Notify = _say_on_stderr,
     ) -> Repository:
         """Makes a new repository and opens it.
+
+        Args:
+            like: take key and chunking from this one: then records are replicated between the two as they are. Of the
+                options only compression and the size of packs count.
 
         Durability: it is on disk on return.
 
@@ -190,6 +195,18 @@ class Repository:
             UsageError: an option is out of bounds, or a password is missing.
         """
         options = options or InitOptions()
+        master = b""
+        if like is not None:
+            there = like.config
+            options = replace(
+                options,
+                cipher=there.encryption.cipher if there.encryption else None,
+                chunker=there.chunker,
+                chunk_size_bytes=there.chunk_size_bytes,
+                segment_bytes=there.segment_bytes,
+            )
+            if there.encryption is not None:
+                master = like.export_key()
         params = ChunkerParams(options.chunker, options.chunk_size_bytes)
         make_chunker(params)  # refuses what it can not do
         now = int(_time.time())
@@ -204,9 +221,8 @@ class Repository:
             encryption=None,
         )
         source = _password_source(password)
-        master = b""
         if options.cipher is not None:
-            master = key_slots.new_master_key()
+            master = master or key_slots.new_master_key()
             text = source() if source else ""
             config = key_slots.with_encryption(config, options.cipher, master, text, now)
         folder = RepositoryFolder(path)
@@ -689,6 +705,22 @@ class Repository:
             adopt_strays(there.store, there.index, there.home, int(_time.time()), grown=True)
         with self._holding_listed("replicate"):
             return replicate(self._engine(), there, points, options)
+
+    def sample(
+        self,
+        points: Sequence[Point],
+        share: float,
+        on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+    ) -> int:
+        """Reads a random share of the chunks that points need; returns how many. See `repo.replicate.sample`.
+
+        Raises:
+            DamagedPoint: one of them is missing or damaged.
+        """
+        from holdfast.repo.replicate import sample
+
+        with self.holding("check", points):
+            return sample(self._engine(), points, share, on_progress)
 
     def _home(self) -> Home:
         _, outside = self._folder.index_folder(self.config.id)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from holdfast.repo.repair import RepairReport
     from holdfast.repo.repository import Repository
 
-__all__ = ["command"]
+__all__ = ["command", "open_other"]
 
 
 @click.command("check")
@@ -82,7 +82,7 @@ def command(
     budget = _budget(max_time, max_bytes, older_than)
     with contextlib.ExitStack() as stack:
         repository = stack.enter_context(invocation.open_repository("now" if repair else "if possible"))
-        donor = _open_donor(invocation, stack, other, from_password_file) if other else None
+        donor = open_other(invocation, stack, other, from_password_file) if other else None
         if rebuild_index:
             with progress(invocation, "rebuilding the index", unit="packs") as shown:
                 rebuilt = repository.rebuild_index(shown.update)
@@ -151,10 +151,10 @@ def _budget(max_time: str | None, max_bytes: str | None, older_than: str | None)
     )
 
 
-def _open_donor(
+def open_other(
     invocation: Invocation, stack: contextlib.ExitStack, path: str, password_file: str | None
 ) -> Repository:
-    """The repository to heal from, open."""
+    """Another repository than that of `-r`, open."""
     from holdfast.cli.passwords import password_from_file
     from holdfast.repo.repository import Repository
 

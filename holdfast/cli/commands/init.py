@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import TYPE_CHECKING, Final, cast
 
 import click
+from click.core import ParameterSource
 
 from holdfast.chunker import CHUNKER_NAMES, DEFAULT_CHUNKER_PARAMS
+from holdfast.cli.commands.check import open_other
 from holdfast.cli.invocation import Invocation
 from holdfast.cli.options import repository_options
 from holdfast.cli.output import print_facts, print_json, say
@@ -67,9 +70,25 @@ def compression_level(text: str) -> int:
     show_default=True,
     help="How chunks are compressed; N is 1 (fast) to 19 (small); auto raises it while the source is slow.",
 )
+@click.option(
+    "--like",
+    metavar="PATH",
+    help="Take encryption, key and chunking from this repository, so that replication copies records as they are.",
+)
+@click.option(
+    "--like-password-file", metavar="FILE", help="That repository's password. [default: the new one's]"
+)
 @repository_options
-@click.pass_obj
-def command(invocation: Invocation, encryption: str, chunker: str, chunk_size: str, compression: str) -> None:
+@click.pass_context
+def command(
+    context: click.Context,
+    encryption: str,
+    chunker: str,
+    chunk_size: str,
+    compression: str,
+    like: str | None,
+    like_password_file: str | None,
+) -> None:
     """Make a new repository.
 
     The folder must not exist, or be empty. With encryption, a password is asked for, or taken from
@@ -77,7 +96,15 @@ def command(invocation: Invocation, encryption: str, chunker: str, chunk_size: s
     """
     from holdfast.repo.repository import InitOptions, Repository
 
+    invocation = context.find_object(Invocation)
+    assert invocation is not None
     path = invocation.repository_path()
+    if like_password_file and not like:
+        raise UsageError("--like-password-file needs --like")
+    if like:
+        for name in ("encryption", "chunker", "chunk_size"):
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                raise UsageError(f"--{name.replace('_', '-')} is taken from the repository of --like")
     options = InitOptions(
         cipher=None if encryption == "none" else cast("Cipher", encryption),
         chunker=chunker,
@@ -85,10 +112,14 @@ def command(invocation: Invocation, encryption: str, chunker: str, chunk_size: s
         compression_level=compression_level(compression),
         compression_auto=compression == "auto",
     )
-    password = password_for_init(invocation) if options.cipher else None
-    with Repository.init(path, options, password=password) as repository:
+    with contextlib.ExitStack() as stack:
+        other = open_other(invocation, stack, like, like_password_file) if like else None
+        encrypted = options.cipher if other is None else other.config.encryption
+        password = password_for_init(invocation) if encrypted else None
+        repository = stack.enter_context(Repository.init(path, options, password=password, like=other))
         config = repository.config
         path = repository.path
+    encryption = config.encryption.cipher if config.encryption else "none"
     if invocation.json:
         print_json(
             {
@@ -112,7 +143,7 @@ def command(invocation: Invocation, encryption: str, chunker: str, chunk_size: s
             ("compression", str(config.compression)),
         ]
     )
-    if options.cipher:
+    if config.encryption:
         say("")
         say("Without the password nothing can be restored. Keep a copy of the key in a safe place as well,")
         say("apart from the repository:  holdfast key export --output FILE")

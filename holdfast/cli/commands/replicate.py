@@ -1,0 +1,251 @@
+"""`holdfast replicate`: copies restore points into another repository."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import click
+
+from holdfast.cli.commands.check import open_other
+from holdfast.cli.invocation import Invocation
+from holdfast.cli.options import repository_options, workers_option
+from holdfast.cli.output import Json, print_json, say
+from holdfast.cli.progress import progress
+from holdfast.errors import UsageError
+from holdfast.units import format_size, format_time, parse_rate, parse_share, parse_time
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from holdfast.repo.points import Point
+    from holdfast.repo.replicate import Ack, ReplicateReport
+    from holdfast.repo.repository import Repository
+
+__all__ = ["command"]
+
+
+@click.command("replicate")
+@click.option("--to", metavar="PATH", help="Copy from -r into this repository.")
+@click.option("--from", "source", metavar="PATH", help="Copy from this repository into -r.")
+@click.option(
+    "--other-password-file", metavar="FILE", help="The other repository's password. [default: that of -r]"
+)
+@click.option("--vm", multiple=True, metavar="NAME", help="Only points of this VM. Repeatable.")
+@click.option(
+    "--label",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Only points with this label. Repeatable: with all of them.",
+)
+@click.option("--last", type=click.IntRange(1), metavar="N", help="Only the newest N points of each VM.")
+@click.option("--since", metavar="TIME", help="Only points of this time or later.")
+@click.option("-n", "--dry-run", is_flag=True, help="Say what would be copied; change nothing.")
+@click.option("--max-rate", metavar="RATE", help="Copy no faster than this (50MiB/s).")
+@click.option(
+    "--ack",
+    type=click.Choice(["chunk", "batch", "point"]),
+    default="batch",
+    show_default=True,
+    help="When what was copied is durable: piece by piece, every few seconds, or with its point.",
+)
+@click.option(
+    "--verify", is_flag=True, help="Read back and hash all that the chosen points need, in the target."
+)
+@click.option("--challenge", metavar="SHARE", help="Read back and hash a random share of it (1%).")
+@click.option("--repair", is_flag=True, help="First heal what is damaged in the target from the source.")
+@workers_option
+@repository_options
+@click.pass_obj
+def command(
+    invocation: Invocation,
+    to: str | None,
+    source: str | None,
+    other_password_file: str | None,
+    vm: tuple[str, ...],
+    label: tuple[str, ...],
+    last: int | None,
+    since: str | None,
+    dry_run: bool,
+    max_rate: str | None,
+    ack: Ack,
+    verify: bool,
+    challenge: str | None,
+    repair: bool,
+    workers: int | None,
+) -> None:
+    """Copy restore points into another repository, each one as a whole.
+
+    Only what the other repository lacks is copied. A point appears there when all that it needs is on its disk; an
+    interrupted copy goes on where it ended. Nothing is ever removed there, and what was forgotten there stays so.
+
+    Where both repositories have the same key (or none), records are copied as they are; otherwise contents are read
+    and encrypted anew.
+    """
+    if (to is None) == (source is None):
+        raise UsageError("name the other repository", hint="with --to PATH, or with --from PATH")
+    if dry_run and (verify or challenge or repair):
+        raise UsageError("--dry-run copies nothing, so there is nothing to verify or to repair")
+    share = 1.0 if verify else parse_share(challenge) if challenge else 0.0
+    rate = parse_rate(max_rate) if max_rate else None
+    wanted = _Wanted(vm, _pairs(label), last, None if since is None else parse_time(since))
+    with contextlib.ExitStack() as stack:
+        mine = stack.enter_context(invocation.open_repository())
+        other = open_other(invocation, stack, to or source or "", other_password_file)
+        one, two = (mine, other) if to is not None else (other, mine)
+        points = wanted.choose(one)
+        healed = _repair(invocation, one, two, workers) if repair else None
+        invocation.if_interrupted = "what was copied is found again by the next 'holdfast replicate'"
+        report = _copy(invocation, one, two, points, dry_run, ack, rate, workers)
+        proven = _prove(invocation, two, points, share, workers) if share else 0
+    if invocation.json:
+        print_json(_as_json(report, proven, healed, dry_run=dry_run))
+    else:
+        _print(report, proven, healed, dry_run=dry_run)
+
+
+class _Wanted:
+    """Which points to copy."""
+
+    def __init__(
+        self, vms: Sequence[str], labels: Sequence[tuple[str, str]], last: int | None, since: int | None
+    ) -> None:
+        self._vms = vms
+        self._labels = labels
+        self._last = last
+        self._since = since
+
+    def choose(self, repository: Repository) -> list[Point]:
+        """The points of a repository that are meant, oldest first."""
+        found = (
+            [point for vm in self._vms for point in repository.points(vm)]
+            if self._vms
+            else repository.points()
+        )
+        found = [
+            point
+            for point in {point.id: point for point in found}.values()
+            if set(self._labels) <= set(point.manifest.labels)
+            and (self._since is None or point.manifest.time >= self._since)
+        ]
+        if self._last is None:
+            return found
+        newest: dict[str, list[Point]] = {}
+        for point in found:
+            newest.setdefault(point.manifest.vm_uuid, []).append(point)
+        return [point for points in newest.values() for point in points[-self._last :]]
+
+
+def _pairs(labels: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = []
+    for text in labels:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise UsageError(f"'{text}' is no label", hint="write KEY=VALUE")
+        pairs.append((key, value))
+    return pairs
+
+
+def _copy(
+    invocation: Invocation,
+    source: Repository,
+    target: Repository,
+    points: Sequence[Point],
+    dry_run: bool,
+    ack: Ack,
+    rate: int | None,
+    workers: int | None,
+) -> ReplicateReport:
+    from holdfast.repo.replicate import ReplicateOptions
+    from holdfast.ssh.throttle import Throttle
+
+    pace: Callable[[int], None] = Throttle(rate).take if rate else lambda _bytes: None
+    with progress(invocation, "copying") as bar:
+        return source.replicate(
+            target,
+            points,
+            ReplicateOptions(
+                dry_run=dry_run,
+                ack=ack,
+                workers=workers,
+                pace=pace,
+                on_progress=lambda copied: bar.update(copied, 0),
+            ),
+        )
+
+
+def _repair(invocation: Invocation, source: Repository, target: Repository, workers: int | None) -> int:
+    """Heals the target from the source; returns how many records were healed."""
+    with progress(invocation, "repairing") as bar:
+        _, repaired = target.repair(source, workers=workers, on_progress=bar.update)
+    error = repaired.error()
+    if error is not None:
+        raise error
+    return repaired.healed_total
+
+
+def _prove(
+    invocation: Invocation, target: Repository, points: Sequence[Point], share: float, workers: int | None
+) -> int:
+    """Reads points back in the target; returns how many.
+
+    Raises:
+        IntegrityError: something is damaged there.
+    """
+    sessions = {point.manifest.session for point in points}
+    there = [point for point in target.points() if point.manifest.session in sessions]
+    with progress(invocation, "verifying") as bar:
+        if share < 1:
+            target.sample(there, share, bar.update)
+            return len(there)
+        error = target.check(there, read_data=True, workers=workers, on_progress=bar.update).error()
+    if error is not None:
+        raise error
+    return len(there)
+
+
+def _as_json(report: ReplicateReport, proven: int, healed: int | None, *, dry_run: bool) -> dict[str, Json]:
+    return {
+        "type": "summary",
+        "dry_run": dry_run,
+        "same_keys": report.same_keys,
+        "copied": [
+            {
+                "id": point.id.hex(),
+                "target_id": point.target_id.hex() if point.target_id else None,
+                "vm": point.vm_name,
+                "time": format_time(point.time),
+                "records": point.records,
+                "stored_bytes": point.stored_bytes,
+                "proof": point.proof.hex() or None,
+            }
+            for point in report.copied
+        ],
+        "already": report.already,
+        "forgotten": report.forgotten,
+        "records": report.records,
+        "stored_bytes": report.stored_bytes,
+        "verified_points": proven,
+        "healed_records": healed,
+        "duration_s": round(report.duration_s, 3),
+    }
+
+
+def _print(report: ReplicateReport, proven: int, healed: int | None, *, dry_run: bool) -> None:
+    if healed is not None:
+        say(f"healed {healed} damaged record{'' if healed == 1 else 's'} of the target")
+    for point in report.copied:
+        verb = "would copy" if dry_run else "copied"
+        say(
+            f"{verb} {point.id.hex()[:12]} {point.vm_name} {format_time(point.time)}: "
+            f"{format_size(point.stored_bytes)}"
+        )
+    said = [f"{len(report.copied)} {'to copy' if dry_run else 'copied'}", f"{report.already} there already"]
+    if report.forgotten:
+        said.append(f"{report.forgotten} forgotten there, and left so")
+    how = "" if report.same_keys else "; the keys differ, so contents were read and sealed anew"
+    say(
+        f"restore points: {', '.join(said)}; {format_size(report.stored_bytes)} in {report.duration_s:.1f} s{how}"
+    )
+    if proven:
+        say(f"verified in the target: {proven} restore point{'' if proven == 1 else 's'}")
