@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
@@ -303,6 +303,8 @@ class Machine:
         origin: where it was read from, for people.
         folders: relative paths of folders that hold no file, parents first.
         warnings: sentences on what was left out; a backup with any ends with exit code 100.
+        confirm: called when the last byte was read and before a restore point is listed; raises `SourceChanged` if the
+            bytes may be of more than one moment.
     """
 
     kind: MachineKind
@@ -313,6 +315,7 @@ class Machine:
     files: tuple[SourceFile, ...] = ()
     folders: tuple[str, ...] = ()
     warnings: tuple[str, ...] = field(default=())
+    confirm: Callable[[], None] = field(default=lambda: None)
 
     def close(self) -> None:
         """Closes all sources."""

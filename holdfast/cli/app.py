@@ -29,6 +29,10 @@ _SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "mount": "Show all restore points as files in a folder.",
         "umount": "End a mount.",
     },
+    "ESXi hosts": {
+        "host": "Link ESXi hosts, look at them, and clean up after interrupted runs.",
+        "vms": "List the VMs of a linked host.",
+    },
     "Keeping the repository": {
         "forget": "Hide restore points, or bring them back.",
         "pin": "Protect restore points from policies.",

@@ -19,7 +19,7 @@ from typing import Final
 
 from holdfast.errors import UsageError
 
-__all__ = ["Settings", "read_settings"]
+__all__ = ["Settings", "config_folder", "read_settings"]
 
 _GLOBAL: Final = ("repository", "password_file", "password_command")
 _SECRETS: Final = ("password", "passphrase", "new_password", "key", "master_key")
@@ -50,6 +50,11 @@ def _place() -> tuple[str, bool]:
         return named, True
     base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
     return os.path.join(base, "holdfast", "config.toml"), False
+
+
+def config_folder() -> str:
+    """The folder of the configuration file, where linked hosts are kept, too. It need not exist."""
+    return os.path.dirname(os.path.abspath(_place()[0]))
 
 
 def read_settings() -> Settings:

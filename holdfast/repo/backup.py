@@ -294,12 +294,14 @@ def run_backup(
         dry = DryRun(engine.index)
         ingest = build_ingest(engine, dry, sealer, 0, options)
         _take_in(ingest, machine, parent, options)
+        machine.confirm()
         return _summary(machine, vm_uuid, options.time or now, ingest.counters, dry.stored_bytes, began, None)
     adopt_strays(engine.store, engine.index, engine.home, now, grown=True)
     session, others, parent = _begin_session(engine, sealer, now, parent)
     try:
         ingest = build_ingest(engine, session, sealer, others, options)
         trees, modes = _take_in(ingest, machine, parent, options)
+        machine.confirm()
         manifest = build_manifest(
             machine,
             trees,

@@ -30,7 +30,7 @@ case $f in "~/"*) f=$HOME/${f#??} ;; esac
 if [ -L "$f" ]; then f=$(readlink -f "$f"); fi
 if [ -e "$f" ] && [ ! -f "$f" ]; then echo "$f is not a file" >&2; exit 1; fi
 lines() { awk -v key="$key" 'index($0, key) == 0' "$1"; }
-count() { lines "$1" | wc -l | tr -d ' '; }
+count() { echo $(($(lines "$1" | wc -l))); }  # no tr on ESXi
 had=0
 if [ -f "$f" ]; then had=$(grep -c -F -e "$key" "$f" || true); fi
 if [ -z "$line" ] && [ "$had" = 0 ]; then echo holdfast-absent; exit 0; fi

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import dataclasses
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from holdfast.cli.failures import print_failure
 from holdfast.cli.invocation import Invocation
+from holdfast.cli.linked import is_esxi
 from holdfast.cli.options import repository_options, workers_option
 from holdfast.cli.output import notice, print_json, say, warn
 from holdfast.cli.passwords import password_is_given
 from holdfast.cli.progress import progress
-from holdfast.errors import EXIT_WARNINGS, HoldfastError, SourceError, UsageError
+from holdfast.errors import EXIT_WARNINGS, HoldfastError, LinkError, SourceError, UsageError
 from holdfast.units import format_duration, format_size, format_time, parse_time
 
 if TYPE_CHECKING:
+    from holdfast.cli.hostbackup import HostBackup
+    from holdfast.cli.linked import Via
+    from holdfast.esxi.running import How
     from holdfast.repo.backup import BackupOptions, BackupSummary
     from holdfast.repo.repository import Repository
 
@@ -52,6 +57,32 @@ def _labels(pairs: tuple[str, ...]) -> dict[str, str]:
     help="Read only what this JSON file says has changed since an earlier restore point.",
 )
 @click.option("--read-all", is_flag=True, help="Read everything, whatever --changed-extents says.")
+@click.option(
+    "--how",
+    type=click.Choice(["hot", "warm", "cold"]),
+    default="hot",
+    show_default=True,
+    help="Of a host: from a snapshot of the running VM; shut down only for the snapshot; or shut down for the backup.",
+)
+@click.option("--quiesce", is_flag=True, help="Have VMware Tools quiesce the guest for the snapshot.")
+@click.option("--memory", is_flag=True, help="Take the snapshot with the VM's memory (it is not stored).")
+@click.option("--force-off", is_flag=True, help="Switch a VM off if its guest does not shut down.")
+@click.option(
+    "--shutdown-time",
+    type=click.IntRange(1, 86400),
+    default=300,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a guest may take to shut down.",
+)
+@click.option(
+    "--disk", metavar="LABEL", multiple=True, help="Of a host: only this disk, such as scsi0:0. Repeatable."
+)
+@click.option(
+    "--via",
+    type=click.Choice(["agent", "stream"]),
+    help="Of a host: have it find out what is new with its own Python, or read everything over the network. [default: agent, if it has a Python]",
+)
 @workers_option
 @repository_options
 @click.pass_obj
@@ -64,11 +95,18 @@ def command(
     dry_run: bool,
     changed_extents: str | None,
     read_all: bool,
+    how: str,
+    quiesce: bool,
+    memory: bool,
+    force_off: bool,
+    shutdown_time: int,
+    disk: tuple[str, ...],
+    via: str | None,
     workers: int | None,
 ) -> None:
-    """Back up VM folders, disk images or block devices.
+    """Back up VMs of linked hosts, VM folders, disk images or block devices.
 
-    SOURCE is the folder of a VM or its .vmx, a single .vmdk, a raw image or a block device. Each one becomes
+    SOURCE is esxi://HOST/VM, the folder of a VM or its .vmx, a single .vmdk, a raw image or a block device. Each one becomes
     a restore point of its own; if one can not be read, the others are backed up all the same.
 
     A VM is recognised by the UUID in its .vmx, whatever its name is; a source without one by its name.
@@ -76,6 +114,8 @@ def command(
     --changed-extents takes {"base": "POINT", "disks": {"web1.vmdk": [[OFFSET, LENGTH], ...]}}: all that differs from
     that point, in bytes. A wrong map makes a wrong restore point; --read-all is always right.
     """
+    from holdfast.cli.hostbackup import HostBackup
+    from holdfast.esxi.machine import Request
     from holdfast.repo.backup import BackupOptions
 
     if vm is not None and len(sources) > 1:
@@ -84,7 +124,20 @@ def command(
         raise UsageError("--vm is empty")
     if changed_extents is not None and len(sources) > 1:
         raise UsageError("--changed-extents belongs to one source, but there are several")
+    if changed_extents is not None and is_esxi(sources[0]):
+        raise UsageError("--changed-extents is for files, not for the VMs of a host")
     map_file = None if read_all else changed_extents
+    held = HostBackup(
+        Request(
+            how=cast("How", how),
+            quiesce=quiesce,
+            memory=memory,
+            disks=disk,
+            force_off=force_off,
+            shutdown_s=shutdown_time,
+        ),
+        cast("Via | None", via),
+    )
     options = BackupOptions(
         labels=_labels(label),
         time=None if time is None else parse_time(time),
@@ -100,8 +153,11 @@ def command(
             )
         for source in sources:
             try:
-                _back_up(invocation, repository, source, vm, map_file, options)
-            except (SourceError, UsageError) as error:
+                if is_esxi(source):
+                    _back_up_held(invocation, repository, source, vm, held, options)
+                else:
+                    _back_up(invocation, repository, source, vm, map_file, options)
+            except (SourceError, UsageError, LinkError) as error:
                 if len(sources) == 1:
                     raise
                 failed = failed or error
@@ -119,7 +175,6 @@ def _back_up(
     options: BackupOptions,
 ) -> None:
     import contextlib
-    import dataclasses
 
     from holdfast.cli.places import refuse_overlap
     from holdfast.esxi.folder import open_machine
@@ -157,6 +212,29 @@ def _back_up(
     for warning in summary.warnings:
         warn(invocation, warning)
     _tell(invocation, source, summary)
+
+
+def _back_up_held(
+    invocation: Invocation,
+    repository: Repository,
+    source: str,
+    vm: str | None,
+    held: HostBackup,
+    options: BackupOptions,
+) -> None:
+    from holdfast.cli.hostbackup import back_up_from_host
+
+    invocation.if_interrupted = (
+        "no restore point was made; what was stored so far is found again by the next backup of this VM"
+    )
+    showing = progress(invocation, f"backing up {source}")
+    summary, troubles = back_up_from_host(invocation, repository, source, vm, held, options, showing)
+    invocation.if_interrupted = ""
+    if summary.warnings or troubles:
+        invocation.exit_code = EXIT_WARNINGS
+    for warning in (*summary.warnings, *troubles):
+        warn(invocation, warning)
+    _tell(invocation, source, dataclasses.replace(summary, warnings=(*summary.warnings, *troubles)))
 
 
 def _tell(invocation: Invocation, source: str, summary: BackupSummary) -> None:

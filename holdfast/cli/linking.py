@@ -1,0 +1,127 @@
+"""Linking a host: its fingerprint is confirmed, the password given once, a key exchanged, and the host looked at."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Final
+
+from holdfast.cli.linked import host_book
+from holdfast.cli.output import notice
+from holdfast.cli.passwords import at_terminal
+from holdfast.errors import DestinationExists, HoldfastError, LoginRefused
+
+if TYPE_CHECKING:
+    from holdfast.cli.invocation import Invocation
+    from holdfast.esxi.hosts import HostRecord
+    from holdfast.ssh.known_hosts import HostKey
+
+__all__ = ["authorized_keys_of", "link_host", "unlink_host"]
+
+_PASSWORD_VARIABLE: Final = "HOLDFAST_HOST_PASSWORD"  # noqa: S105 - its name
+
+
+def authorized_keys_of(user: str) -> str:
+    """Where ESXi looks for the keys that a user may log in with."""
+    return f"/etc/ssh/keys-{user or 'root'}/authorized_keys"
+
+
+def link_host(
+    invocation: Invocation, name: str, address_text: str, *, key: str, restrict: bool, fingerprint: str
+) -> HostRecord:
+    """A host that accepts our key and stands in the list.
+
+    Raises:
+        DestinationExists: the name is taken by another address.
+        HostKeyUnknown: its key was not confirmed.
+        LoginRefused: the password is wrong, or there was none.
+    """
+    from dataclasses import replace
+
+    from holdfast.esxi.hosts import HostRecord, require_host_name
+    from holdfast.ssh.address import parse_address
+    from holdfast.ssh.exchange import exchange_keys
+
+    require_host_name(name)
+    book = host_book()
+    address = parse_address(address_text)
+    if not address.user:
+        address = replace(address, user="root")
+    for known in book.all():
+        if known.name == name and known.address != address:
+            raise DestinationExists(
+                f"a host called '{name}' is linked already, at {known.address}",
+                hint=f"choose another name, or 'holdfast host remove {name}' first",
+            )
+    record = HostRecord(name, address, os.path.abspath(key) if key else book.key_file(name), own_key=not key)
+    exchange_keys(
+        address,
+        book.access(record),
+        confirm=lambda shown: _confirmed(invocation, record, shown, fingerprint),
+        answer=_password,
+        place=authorized_keys_of(address.user),
+        restrict=restrict,
+        comment=f"holdfast {name}",
+    )
+    book.put(record)
+    return record
+
+
+def unlink_host(invocation: Invocation, name: str) -> None:
+    """Takes a host off the list; its key is taken off the host, if that can be reached, and removed here.
+
+    Raises:
+        SourceNotFound: no host is called so.
+    """
+    from holdfast.esxi.host import HostSession
+    from holdfast.ssh.authorized import withdraw
+    from holdfast.ssh.keys import public_key
+    from holdfast.ssh.known_hosts import KnownHosts
+
+    book = host_book()
+    record = book.get(name)
+    if record.own_key:
+        try:
+            with HostSession(book, record) as session:
+                withdraw(session.control, public_key(record.key), authorized_keys_of(record.address.user))
+        except HoldfastError as error:
+            notice(
+                invocation,
+                f"the key could not be taken off the host ({error.message}); remove the line 'holdfast {name}' from "
+                f"{authorized_keys_of(record.address.user)} there",
+            )
+    book.remove(name)
+    if all(other.address.known_as != record.address.known_as for other in book.all()):
+        KnownHosts(book.known_hosts).forget(record.address)
+    if record.own_key:
+        for path in (record.key, f"{record.key}.pub"):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
+def _confirmed(invocation: Invocation, record: HostRecord, shown: HostKey, fingerprint: str) -> bool:
+    if fingerprint:
+        return shown.fingerprint == fingerprint
+    if not at_terminal():
+        return False
+    notice(invocation, f"{record.address} shows the key {shown}")
+    notice(
+        invocation, "on the host's console: ssh-keygen -lf /etc/ssh/ssh_host_rsa_key.pub (or _ecdsa_key.pub)"
+    )
+    return input("Is that the host's key? [yes/no] ").strip().lower() == "yes"
+
+
+def _password(question: str, shown: bool) -> str:
+    given = os.environ.get(_PASSWORD_VARIABLE)
+    if given is not None:
+        return given
+    if not at_terminal():
+        raise LoginRefused(
+            "the host asks for a password, and there is nobody to type it",
+            hint=f"run this at a terminal, set {_PASSWORD_VARIABLE}, or name a key that the host accepts with --key",
+        )
+    if shown:
+        return input(f"{question} ")
+    from getpass import getpass
+
+    return getpass(f"{question.strip() or 'Password:'} ")
