@@ -10,16 +10,20 @@ import errno
 import os
 import stat
 import threading
-from typing import Any, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 _SEEK_DATA = getattr(os, "SEEK_DATA", None)
 _SEEK_HOLE = getattr(os, "SEEK_HOLE", None)
 _PREADV = getattr(os, "preadv", None)  # since Python 3.7
-_STEP_BYTES = 1 << 20
+_STEP_BYTES = 512 << 10
 _ZEROS = bytes(_STEP_BYTES)
 _NO_HOLES = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ESPIPE)
 
 MAX_OPEN = 256
+
+
+def _ignored(_: int) -> None:
+    """Does nothing."""
 
 
 class File(object):
@@ -121,8 +125,19 @@ class Files(object):
             del self._files[handle]
         os.close(file.descriptor)
 
-    def read(self, runs: List[Tuple[int, int, int]], view: memoryview, zeros: int) -> bool:
-        """Fills the view with what the runs say; False if all of it is a hole, and then nothing was filled."""
+    def read(
+        self,
+        runs: List[Tuple[int, int, int]],
+        view: memoryview,
+        zeros: int,
+        filled: Callable[[int], None] = _ignored,
+    ) -> bool:
+        """Fills the view with what the runs say; False if all of it is a hole, and then nothing was filled.
+
+        Args:
+            zeros: the handle that means zeros.
+            filled: told now and then up to where the view is filled.
+        """
         todo = []  # type: List[Tuple[int, Any, int, int]]
         position = 0
         for length, handle, offset in runs:
@@ -140,7 +155,10 @@ class Files(object):
         for place, file, low, high in todo:
             _clear(view, done, place)
             done = place + high - low
-            file.read_into(low, view[place:done])
+            for start in range(place, done, _STEP_BYTES):
+                stop = min(start + _STEP_BYTES, done)
+                file.read_into(low + start - place, view[start:stop])
+                filled(stop)
         _clear(view, done, position)
         return True
 

@@ -181,13 +181,14 @@ class Agent(object):
         buffer = _at_least(buffer, piece.length)
         with memoryview(buffer) as whole, whole[: piece.length] as view:
             chunker = self._cutters[cutter]
-            has_data = self._files.read(piece.runs, view, frames.ZEROS)
+            reading = chunker.begin(view)
+            has_data = self._files.read(piece.runs, view, frames.ZEROS, reading.upto)
             if not has_data and piece.length >= chunker.shortest_hole_bytes:
                 parts = [-piece.length]
             else:
                 if not has_data:  # too short for a hole: zeros like any other data
                     view[:] = bytes(piece.length)
-                parts = chunker.cut(view)
+                parts = reading.finish()
             hashes = []  # type: List[bytes]
             place = 0
             for part in parts:
