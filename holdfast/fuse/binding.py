@@ -15,12 +15,13 @@ import os
 import signal
 import stat
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from holdfast.errors import MissingLibrary, MountFailed
-from holdfast.fuse.mountpoint import PID_ATTRIBUTE
+from holdfast.fuse.mountpoint import PID_ATTRIBUTE, read_in_larger_pieces
 from holdfast.fuse.view import BLOCK_BYTES
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ _LIBRARIES: Final = ("libfuse3.so.4", "libfuse3.so.3", "libfuse.so.2")
 _NAME_TIMEOUT_S: Final = 1
 _ATTRIBUTES_TIMEOUT_S: Final = 60
 _PREFERRED_BYTES: Final = 128 << 10
+_THREADS: Final = 6
+"""That answer the kernel: more only wait for each other, since one at a time runs Python."""
+_KNOWS_MAX_THREADS: Final = (3, 12)
 _PYBUF_WRITE: Final = 0x200
 _POINT_ATTRIBUTE: Final = "user.holdfast.point"
 _ENDED_BY_SIGNAL: Final = 8
@@ -200,6 +204,7 @@ def serve(view: View, options: MountOptions, ready: Callable[[], None]) -> None:
             return view.seek(info.contents.fh, offset, whence)
 
     started = False
+    version = mfusepy.fuse_version_major, mfusepy.fuse_version_minor
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # libfuse unmounts on those that nobody else handles
     with tempfile.TemporaryFile() as said:
@@ -214,6 +219,7 @@ def serve(view: View, options: MountOptions, ready: Callable[[], None]) -> None:
             give_back()
             started = True
             ready()
+            threading.Thread(target=read_in_larger_pieces, args=(options.place,), daemon=True).start()
 
         operations = _Operations(view, options, now_ready)
         os.dup2(said.fileno(), 2)
@@ -232,6 +238,7 @@ def serve(view: View, options: MountOptions, ready: Callable[[], None]) -> None:
                 negative_timeout=0,
                 attr_timeout=_ATTRIBUTES_TIMEOUT_S,
                 **({"allow_other": True} if options.shared else {}),
+                **({"max_threads": _THREADS} if version >= _KNOWS_MAX_THREADS else {}),
             )
         except RuntimeError as error:
             code = error.args[0] if error.args and isinstance(error.args[0], int) else 1

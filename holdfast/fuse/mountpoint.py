@@ -18,9 +18,18 @@ import subprocess
 from dataclasses import dataclass
 from typing import Final
 
-from holdfast.errors import MountFailed, UsageError, storage_error
+from holdfast.errors import MountFailed, StorageError, UsageError, storage_error
 
-__all__ = ["FS_TYPE", "PID_ATTRIBUTE", "Mounted", "mounted_at", "place_of", "require_mountable", "unmount"]
+__all__ = [
+    "FS_TYPE",
+    "PID_ATTRIBUTE",
+    "Mounted",
+    "mounted_at",
+    "place_of",
+    "read_in_larger_pieces",
+    "require_mountable",
+    "unmount",
+]
 
 FS_TYPE: Final = "fuse.holdfast"
 PID_ATTRIBUTE: Final = "user.holdfast.pid"
@@ -30,6 +39,7 @@ _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 _MNT_DETACH: Final = 2  # linux/fs.h
 _UMOUNT_NOFOLLOW: Final = 8
 _END_WAIT_S: Final = 30
+_READ_AHEAD_KIB: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +49,12 @@ class Mounted:
     Args:
         fs_type: as the kernel calls it.
         source: what it calls itself; of ours the path of the repository.
+        device: its number, `major:minor`.
     """
 
     fs_type: str
     source: str
+    device: str = ""
 
 
 def place_of(path: str) -> str:
@@ -60,7 +72,7 @@ def mounted_at(place: str) -> Mounted | None:
                 left, _, right = line.rstrip("\n").partition(" - ")
                 fields, rest = left.split(" "), right.split(" ")
                 if len(fields) > 4 and len(rest) > 1 and _plain(fields[4]) == place:
-                    found = Mounted(rest[0], _plain(rest[1]))
+                    found = Mounted(rest[0], _plain(rest[1]), fields[2])
     except OSError as error:
         raise storage_error(error, "reading the list of mounts") from error
     return found
@@ -140,6 +152,20 @@ def unmount(path: str) -> None:
     finally:
         if server >= 0:
             os.close(server)
+
+
+def read_in_larger_pieces(place: str) -> None:
+    """Has the kernel ask for up to 512 KiB at once when a file is read from front to back, instead of 128 KiB.
+
+    That needs root; without it all works the same with more requests (a tenth more processor time was measured).
+    Must be called while the mount is served by other threads.
+    """
+    with contextlib.suppress(OSError, StorageError):
+        os.stat(place)  # when this is answered, the kernel has set its own value
+        found = mounted_at(place)
+        if found is not None:
+            with open(f"/sys/class/bdi/{found.device}/read_ahead_kb", "w", encoding="ascii") as file:
+                file.write(str(_READ_AHEAD_KIB))
 
 
 def is_stale(place: str) -> bool:

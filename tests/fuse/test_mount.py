@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import json
 import os
@@ -446,3 +447,16 @@ def test_memory_stays_within_the_cache_and_what_the_document_says(
     status = Path(f"/proc/{mounted.pid}/status").read_text()
     anonymous = int(re.search(r"RssAnon:\s+(\d+)", status)[1]) * 1024  # type: ignore[index]
     assert anonymous < (32 + 150) << 20
+
+
+def test_libfuse_2_will_do(repo: Path, images: Path, mount: MountIt, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        ctypes.CDLL("libfuse.so.2")
+    except OSError:
+        pytest.skip("needs libfuse 2")
+    monkeypatch.setenv("FUSE_LIBRARY_PATH", "libfuse.so.2")
+    mounted = mount(repo)
+    disk = mounted.point("web1") / "day2.raw"
+    assert same(disk, images / "day2.raw")
+    assert disk.stat().st_ino == os.stat(disk).st_ino > 1
+    mounted.end()
