@@ -40,8 +40,6 @@ from holdfast.errors import (
 )
 from holdfast.ids import PointId, RecordId, RepositoryId, SessionId
 from holdfast.repo import keys as key_slots
-from holdfast.repo.backup import BackupOptions, BackupSummary, Engine, run_backup
-from holdfast.repo.check import Checker, CheckReport, Finding, missing_from
 from holdfast.repo.codec import Opener, Sealer
 from holdfast.repo.folder import RepositoryFolder
 from holdfast.repo.format.config import Cipher, Compression, Config, KeySlot
@@ -65,6 +63,8 @@ from holdfast.repo.tree import TreeReader
 from holdfast.units import MIB
 
 if TYPE_CHECKING:
+    from holdfast.repo.backup import BackupOptions, BackupSummary, Engine
+    from holdfast.repo.check import Checker, CheckReport
     from holdfast.repo.gc import CollectOptions, CollectReport
     from holdfast.repo.live import LivePoints
     from holdfast.repo.repair import Donor, RepairReport
@@ -520,6 +520,8 @@ class Repository:
             DamagedPoint: something that one of them needs is gone; nothing was changed.
             PointNotFound: a garbage collection has taken one of them.
         """
+        from holdfast.repo.check import missing_from
+
         _, trees = self._reading()
         for point in points:
             if missing_from(point.manifest, trees, self._index()):
@@ -669,10 +671,14 @@ class Repository:
             SourceError: the machine can not be read; what was stored is found again by the next backup.
             StorageError: the repository can not be written; likewise.
         """
+        from holdfast.repo.backup import BackupOptions, run_backup  # as much as all the rest
+
         self._require_writable()
         return run_backup(self._engine(), machine, options or BackupOptions(), self.points())
 
     def _engine(self) -> Engine:
+        from holdfast.repo.backup import Engine
+
         records, trees = self._reading()
         return Engine(
             self.config, self.unlock(), self._store, self._index(), records, trees, self._home(), _time.time
@@ -734,6 +740,8 @@ class Repository:
 
     def _is_complete(self, row: PointRow) -> bool:
         """Whether a manifest found in a pack has all that it needs."""
+        from holdfast.repo.check import missing_from
+
         try:
             _, trees = self._reading()
             return not missing_from(open_point(row, Opener(self.unlock())).manifest, trees, self._index())
@@ -863,6 +871,8 @@ class Repository:
     def _checker(
         self, opener: Opener | None, workers: int | None, on_progress: Callable[[int, int], None]
     ) -> Checker:
+        from holdfast.repo.check import Checker, Finding
+
         index = self._index()
         records = RecordReader(self._store, index, opener or Opener(key_slots.clear_keys()))
         trees = TreeReader(records)
