@@ -44,6 +44,7 @@ format: setup ## put the code into the project's format, and fix what ruff can f
 
 docs: setup ## write the generated documents anew, but for those that take minutes (reliability, bench-report)
 	python tools/exit_codes.py --write
+	python tools/protocol.py --write
 
 reliability: setup ## interrupt every command at every step, and write docs/RELIABILITY.md from what is left; minutes
 	PYTHONPATH=tests/repo OPENBLAS_NUM_THREADS=1 python -m rig.reliability $(ARGS)

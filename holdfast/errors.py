@@ -45,6 +45,7 @@ __all__ = [
     "MountFailed",
     "NoRepository",
     "PointNotFound",
+    "ProtocolError",
     "RepositoryBusy",
     "RepositoryError",
     "RepositoryExists",
@@ -363,6 +364,13 @@ class MissingLibrary(HoldfastError):
 
     exit_code = 3
     code_meaning = "an optional part of Holdfast is not installed"
+
+
+class ProtocolError(LinkError):
+    """The other side said something that Holdfast's protocol does not allow, or nothing that belongs to it."""
+
+    exit_code = 58
+    code_meaning = "another host does not keep to Holdfast's protocol"
 
 
 def _table() -> dict[int, str]:

@@ -44,6 +44,9 @@ _SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "stats": "Show how much is stored, and how well it is deduplicated.",
         "key": "Manage the passwords and the key of an encrypted repository.",
     },
+    "Repositories on other hosts": {
+        "serve": "Be the far end of a connection to repositories here.",
+    },
     "Other": {
         "bench": "Measure which settings suit your data and disks.",
         "version": "Show the version.",

@@ -15,7 +15,7 @@ from holdfast.errors import UsageError
 if TYPE_CHECKING:
     from holdfast.repo.repository import Repository
 
-__all__ = ["Invocation", "Unlock", "local_path"]
+__all__ = ["Invocation", "Unlock", "checked_address"]
 
 Unlock: TypeAlias = Literal["now", "if possible", "later"]
 
@@ -47,17 +47,17 @@ class Invocation:
         return self.repository or os.environ.get("HOLDFAST_REPOSITORY") or self.settings.repository
 
     def repository_path(self) -> str:
-        """The path of the repository that is meant.
+        """The path or address of the repository that is meant.
 
         Raises:
-            UsageError: none was named, or it is no path.
+            UsageError: none was named, or it is neither.
         """
         address = self.address
         if not address:
             raise UsageError(
                 "no repository was named", hint="name it with -r PATH, or set HOLDFAST_REPOSITORY"
             )
-        return local_path(address)
+        return checked_address(address)
 
     def open_repository(self, unlock: Unlock = "now") -> Repository:
         """The repository that is meant, open.
@@ -83,27 +83,15 @@ class Invocation:
         return repository
 
 
-def local_path(address: str) -> str:
-    """The path that a repository's address names.
+def checked_address(address: str) -> str:
+    """The address of a repository: a path here, `ssh://user@host[:port]/path` or `host:port:/path`.
 
     Raises:
-        UsageError: it is the address of another machine, or empty.
+        UsageError: it is neither.
     """
-    scheme, separator, _ = address.partition("://")
-    if separator and "/" not in scheme:
-        raise _not_yet(address)
-    host, separator, rest = address.partition(":")
-    if separator and "/" not in host and not os.path.exists(address):
-        port, _, path = rest.partition(":")
-        if rest.startswith("/") or (port.isdigit() and path.startswith("/")):
-            raise _not_yet(address)
+    from holdfast.ssh.address import parse_place
+
     if not address or "\0" in address:
         raise UsageError("the repository's address is no path")
+    parse_place(address)
     return address
-
-
-def _not_yet(address: str) -> UsageError:
-    return UsageError(
-        f"'{address}' names another machine: remote repositories are not supported in this version",
-        hint="name a path of this machine; a path with a colon is written ./like:this",
-    )

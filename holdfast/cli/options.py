@@ -49,10 +49,10 @@ def repository_options(function: C) -> C:
         click.option(
             "-r",
             "--repository",
-            metavar="PATH",
+            metavar="ADDRESS",
             expose_value=False,
             callback=_keep,
-            help="The repository. [env: HOLDFAST_REPOSITORY]",
+            help="The repository: a path, ssh://user@host[:port]/path or host:port:/path. [env: HOLDFAST_REPOSITORY]",
         ),
     ):
         function = option(function)

@@ -41,7 +41,6 @@ from holdfast.errors import (
 from holdfast.ids import PointId, RecordId, RepositoryId, SessionId
 from holdfast.repo import keys as key_slots
 from holdfast.repo.codec import Opener, Sealer
-from holdfast.repo.folder import RepositoryFolder
 from holdfast.repo.format.config import Cipher, Compression, Config, KeySlot
 from holdfast.repo.format.manifest import ContentTree
 from holdfast.repo.format.mark import Action, Mark, encode_mark
@@ -51,8 +50,7 @@ from holdfast.repo.index import Batch, Index, IndexFigures, PointChange
 from holdfast.repo.keys import Keys
 from holdfast.repo.lease import Lease, new_session_row
 from holdfast.repo.ledger import Budget, ReadTally, verified_at
-from holdfast.repo.lmdb_index import LmdbIndex
-from holdfast.repo.packs import LocalPackStore
+from holdfast.repo.place import Place, place_of
 from holdfast.repo.points import Point, find_disk, open_point, points_of_vm, resolve_point
 from holdfast.repo.reader import DiskReader
 from holdfast.repo.records import RecordReader
@@ -155,14 +153,12 @@ class RepositoryStatistics:
 class Repository:
     """See the module. Not thread-safe, but for the readers that it hands out."""
 
-    def __init__(
-        self, folder: RepositoryFolder, config: Config, password: Passwords | None, notify: Notify
-    ) -> None:
-        self._folder = folder
+    def __init__(self, place: Place, config: Config, password: Passwords | None, notify: Notify) -> None:
+        self._place = place
         self.config = config
         self._password = password
         self._notify = notify
-        self._store = LocalPackStore(folder.packs)
+        self._store = place.store
         self._index_: Index | None = None
         self._keys_: Keys | None = None
         self._master: tuple[bytes, KeySlot] | None = None
@@ -225,18 +221,21 @@ class Repository:
             master = master or key_slots.new_master_key()
             text = source() if source else ""
             config = key_slots.with_encryption(config, options.cipher, master, text, now)
-        folder = RepositoryFolder(path)
-        folder.create(config)
-        repository = cls(folder, config, source, notify)
+        place = place_of(path)
+        try:
+            place.create(config)
+        except BaseException:
+            place.release()
+            raise
+        repository = cls(place, config, source, notify)
         if config.encryption is not None:
             repository._master = (master, config.encryption.slots[0])
         try:
-            place, _ = folder.index_folder(config.id)
-            if folder.own_index(lambda: folder.index_exists(place)) and not folder.index_exists(place):
-                with folder.replacing_index(place) as fresh:  # an index is there as a whole or not at all
-                    LmdbIndex(fresh, config.id, create=True).close()
-            folder.use_index()
-            repository._index_ = LmdbIndex(place, config.id)
+            if place.own_index(lambda: place.index_exists(config.id)) and not place.index_exists(config.id):
+                with place.replacing_index(config.id):  # an index is there as a whole or not at all
+                    pass
+            place.use_index()
+            repository._index_ = place.open_index(config.id)
         except BaseException:
             repository.close()
             raise
@@ -249,17 +248,23 @@ class Repository:
         """Opens a repository. Nothing but its configuration is read yet.
 
         Args:
+            path: or the address of a repository on another host; see `place_of`.
             password: of an encrypted repository, or a function that asks for it.
             notify: receives sentences that the user should see, such as that the index is rebuilt.
 
         Raises:
             NoRepository, UnsupportedFormat, DamagedConfig: as they say.
+            LinkError: the other host can not be reached.
         """
-        folder = RepositoryFolder(path)
-        read = folder.read_config()
-        if read.warning:
-            notify(read.warning)
-        return cls(folder, read.config, _password_source(password), notify)
+        place = place_of(path)
+        try:
+            read = place.read_config()
+            if read.warning:
+                notify(read.warning)
+            return cls(place, read.config, _password_source(password), notify)
+        except BaseException:
+            place.release()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -275,7 +280,7 @@ class Repository:
             self._index_.close()
             self._index_ = None
         self._store.close()
-        self._folder.release()
+        self._place.release()
 
     def notify_by(self, notify: Notify) -> None:
         """Sends what the user should see somewhere else from now on."""
@@ -284,22 +289,20 @@ class Repository:
     @property
     def path(self) -> str:
         """Where it is."""
-        return self._folder.path
+        return self._place.path
 
     # --- parts that are opened when they are needed
 
     def _index(self) -> Index:
         if self._index_ is None:
-            self._folder.use_index()
-            place, outside = self._folder.index_folder(self.config.id)
-            if not self._folder.index_exists(place):
-                if self._folder.own_index(lambda: self._folder.index_exists(place)):
+            self._place.use_index()
+            if not self._place.index_exists(self.config.id):
+                if self._place.own_index(lambda: self._place.index_exists(self.config.id)):
                     self._notify("the repository has no index; it is rebuilt from the packs")
                     self._rebuild(lambda _done, _total: None)
                 return self._index()
-            writable = outside or self._folder.is_writable()
-            self._index_ = LmdbIndex(place, self.config.id, read_only=not writable)
-            if outside:
+            self._index_ = self._place.open_index(self.config.id)
+            if self._place.index_is_outside(self.config.id):
                 self._catch_up()
                 return self._index_ or self._index()
         return self._index_
@@ -313,7 +316,7 @@ class Repository:
             self._notify("packs have been removed since this index was last used; it is rebuilt")
             self._rebuild(lambda _done, _total: None)
             return
-        if self._folder.is_writable():
+        if self._place.is_writable():
             adopt_strays(self._store, index, self._home(), int(_time.time()), grown=True)
 
     def unlock(self) -> Keys:
@@ -380,7 +383,7 @@ class Repository:
             _time.time,
             _time.monotonic,
             self._notify,
-            writable=self._folder.is_writable(),
+            writable=self._place.is_writable(),
         )
 
     def points(self, vm: str | None = None) -> list[Point]:
@@ -427,7 +430,7 @@ class Repository:
         Where that can not be recorded (a full disk), they are read all the same.
         """
         index = self._index()
-        if not self._folder.is_writable():
+        if not self._place.is_writable():
             yield
             return
         held = tuple(point.id for point in points)
@@ -473,7 +476,7 @@ class Repository:
                 on_progress,
                 allow_damaged=allow_damaged,
             )
-        if self._folder.is_writable():
+        if self._place.is_writable():
             with contextlib.suppress(
                 HoldfastError
             ):  # nothing of it is needed, the manifest's pack may count too
@@ -632,14 +635,13 @@ class Repository:
         chosen = options or CollectOptions()
         records, _ = self._reading()
         index = self._index()
-        _, outside = self._folder.index_folder(self.config.id)
-        if outside and not alone:
+        if self._place.index_is_outside(self.config.id) and not alone:
             raise UsageError(
                 "the repository is on a network file system, where each machine has an index of its own, "
                 "and a collection would not know of backups that other machines make at this moment",
                 hint="make sure that no other machine uses it, and add --alone",
             )
-        with self._folder.collecting():
+        with self._place.collecting():
             if not chosen.dry_run:
                 adopt_strays(self._store, index, self._home(), int(_time.time()), grown=True)
             session = self._short_session("gc")
@@ -729,12 +731,11 @@ class Repository:
             return sample(self._engine(), points, share, on_progress)
 
     def _home(self) -> Home:
-        _, outside = self._folder.index_folder(self.config.id)
         return Home(
             self.config.id,
             self._is_complete,
             lambda: Opener(self.unlock()),
-            sole_index=not outside,
+            sole_index=not self._place.index_is_outside(self.config.id),
             has_key=self.config.encryption is None or self._password is not None,
         )
 
@@ -827,7 +828,7 @@ class Repository:
         rows = index.packs()
         if rows and all(self._store.length(row.id) is None for row in rows):
             raise DamagedData(
-                f"none of the repository's packs is in {self._folder.packs}",
+                f"none of the repository's packs is in the packs/ folder of {self.path}",
                 hint="is the disk mounted? Nothing was changed",
             )
         opener = Opener(keys)
@@ -887,7 +888,7 @@ class Repository:
             _time.time,
             on_progress,
         )
-        if not self._folder.copies_agree():
+        if not self._place.copies_agree():
             checker.report.findings.append(
                 Finding("config", "the two copies of the configuration differ, or one is missing")
             )
@@ -909,17 +910,12 @@ class Repository:
         if self._index_ is not None:
             self._index_.close()
             self._index_ = None
-        place, _ = self._folder.index_folder(self.config.id)
-        self._folder.own_index()
+        self._place.own_index()
         try:
-            with self._folder.replacing_index(place) as fresh:
-                index = LmdbIndex(fresh, self.config.id, create=True)
-                try:
-                    rebuilt = rebuild_index(self._store, index, self._home(), int(_time.time()), on_progress)
-                finally:
-                    index.close()
+            with self._place.replacing_index(self.config.id) as index:
+                rebuilt = rebuild_index(self._store, index, self._home(), int(_time.time()), on_progress)
         finally:
-            self._folder.use_index()
+            self._place.use_index()
         for problem in rebuilt.problems:
             self._notify(f"rebuilding the index: {problem}")
         return rebuilt
@@ -959,7 +955,7 @@ class Repository:
         master, _ = self._unlock_master()
         with self._fresh_config():
             self.config, slot = key_slots.add_slot(self.config, master, password, label, int(_time.time()))
-            self._folder.write_config(self.config)
+            self._place.write_config(self.config)
         return slot
 
     def remove_key(self, slot_id: str) -> None:
@@ -967,7 +963,7 @@ class Repository:
         master, _ = self._unlock_master()
         with self._fresh_config():
             self.config = key_slots.remove_slot(self.config, master, slot_id)
-            self._folder.write_config(self.config)
+            self._place.write_config(self.config)
 
     def change_password(self, password: str) -> KeySlot:
         """Replaces the password that the repository was opened with."""
@@ -976,7 +972,7 @@ class Repository:
             self.config, new = key_slots.replace_slot(
                 self.config, master, slot.id, password, int(_time.time())
             )
-            self._folder.write_config(self.config)
+            self._place.write_config(self.config)
         self._master = (master, new)
         return new
 
@@ -994,14 +990,14 @@ class Repository:
             raise WrongPassword("the exported key is not that of this repository")
         with self._fresh_config():
             self.config, slot = key_slots.add_slot(self.config, master, password, label, int(_time.time()))
-            self._folder.write_config(self.config)
+            self._place.write_config(self.config)
         return slot
 
     @contextlib.contextmanager
     def _fresh_config(self) -> Iterator[None]:
         """Excludes other changes of the configuration, and begins with its newest state."""
-        with self._folder.changing_config():
-            self.config = self._folder.read_config().config
+        with self._place.changing_config():
+            self.config = self._place.read_config().config
             self._require_writable()
             yield
 

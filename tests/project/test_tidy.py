@@ -116,6 +116,13 @@ def test_exit_codes_are_documented_as_they_are(root: Path) -> None:
     assert outcome.returncode == 0, outcome.stderr
 
 
+def test_messages_are_documented_as_they_are(root: Path) -> None:
+    outcome = subprocess.run(
+        [sys.executable, "tools/protocol.py"], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert outcome.returncode == 0, outcome.stderr
+
+
 @pytest.mark.parametrize(
     ("group", "codes"),
     [

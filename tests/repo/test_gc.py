@@ -252,7 +252,7 @@ def test_a_damaged_node_ends_it_before_anything_is_dropped(world: World, rng: ra
 
 def test_two_do_not_collect_at_once(world: World, rng: random.Random) -> None:
     history(world, rng, 1)
-    with world.open() as one, world.open() as other, one._folder.collecting(), pytest.raises(RepositoryBusy):
+    with world.open() as one, world.open() as other, one._place.collecting(), pytest.raises(RepositoryBusy):
         other.collect()
 
 

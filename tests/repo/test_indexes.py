@@ -19,12 +19,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from rig.engine import remove_rows
 from rig.faults import Faults, FaultyIndex
 from rig.model_index import ModelIndex
+from rig.remote import hosted_connection
+from rig.stores import MemoryPackStore
 
 from holdfast.errors import DamagedIndex, PointNotFound, SessionGone
 from holdfast.ids import NodeId, PackId, PointId, RecordId, RepositoryId, SessionId
 from holdfast.repo.format.rows import PackState, Place, PointRow, SessionRow
 from holdfast.repo.index import Batch, Index, NewRecord, PackProgress, PointChange
 from holdfast.repo.lmdb_index import LmdbIndex
+from holdfast.repo.wire.remote_index import RemoteIndex
 
 REPOSITORY = RepositoryId(b"r" * 16)
 NOW = 1_800_000_000
@@ -59,14 +62,19 @@ def progress(pack: int, committed: int, state: PackState = PackState.OPEN) -> Pa
     return PackProgress(pid(pack), committed, state, NOW - pack)
 
 
-@pytest.fixture(params=["lmdb", "model", "lmdb with faults"])
+@pytest.fixture(params=["lmdb", "model", "lmdb with faults", "lmdb over the wire"])
 def index(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Index]:
     made: Index = (
         ModelIndex()
         if request.param == "model"
         else LmdbIndex(str(tmp_path / "index"), REPOSITORY, create=True)
     )
-    yield FaultyIndex(made, Faults()) if "faults" in request.param else made
+    if "wire" in request.param:
+        connection = hosted_connection(MemoryPackStore(), made)
+        yield RemoteIndex(connection)
+        connection.close()
+    else:
+        yield FaultyIndex(made, Faults()) if "faults" in request.param else made
     made.close()
 
 

@@ -10,17 +10,20 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from rig.faults import Crash, CrashAt, Faults, FaultyPackStore, When, disk_error, disk_full
+from rig.remote import hosted_connection
 from rig.stores import MemoryPackStore
 
 from holdfast.errors import DamagedData, DiskFull, HoldfastError, StorageError
 from holdfast.ids import PackId
 from holdfast.repo import appender, packs
 from holdfast.repo.packs import LocalPackStore, PackStore
+from holdfast.repo.wire.near import Connection
+from holdfast.repo.wire.remote_store import RemotePackStore
 
 A, B = PackId(bytes.fromhex("aa" * 16)), PackId(bytes.fromhex("ab" * 16))
 Make = Callable[[], PackStore]
@@ -40,16 +43,22 @@ class _NoDirectWriter:
         pass
 
 
-@pytest.fixture(params=["local", "memory", "local with faults", "memory with faults"])
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
+@pytest.fixture(params=["local", "memory", "local with faults", "memory with faults", "local over the wire"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
     """Opens the same set of packs anew, as another process would."""
     memory = MemoryPackStore()
+    connections: list[Connection] = []
 
     def opened() -> PackStore:
         store: PackStore = LocalPackStore(str(tmp_path)) if "local" in request.param else memory
+        if "wire" in request.param:
+            connections.append(hosted_connection(store))
+            return RemotePackStore(connections[-1])
         return FaultyPackStore(store, Faults()) if "faults" in request.param else store
 
-    return opened
+    yield opened
+    for connection in connections:
+        connection.close()
 
 
 def filled(store: PackStore, pack_id: PackId, data: bytes) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from holdfast.cli.invocation import Invocation, local_path
+from holdfast.cli.invocation import Invocation, checked_address
 from holdfast.cli.options import repository_options, workers_option
 from holdfast.cli.output import Json, notice, print_json, say
 from holdfast.cli.passwords import current_password
@@ -161,7 +161,7 @@ def open_other(
     password = (lambda: password_from_file(password_file)) if password_file else current_password(invocation)
     return stack.enter_context(
         Repository.open(
-            local_path(path),
+            checked_address(path),
             password=password,
             notify=lambda message: notice(invocation, f"{path}: {message}"),
         )

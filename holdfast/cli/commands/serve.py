@@ -1,0 +1,103 @@
+"""`holdfast serve`: the far end of a connection, started over SSH by the near end, or as the forced command of a key."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from holdfast.errors import UsageError
+from holdfast.units import parse_size
+
+if TYPE_CHECKING:
+    from holdfast.ssh.throttle import Throttle
+
+__all__ = ["command"]
+
+_QUIET_S: Final = 300.0
+"""A client says something every half minute; one that says nothing for so long is lost."""
+
+
+def rate(text: str) -> int:
+    """Bytes per second that `50MiB/s` or `50MiB` stands for.
+
+    Raises:
+        UsageError: it is no rate.
+    """
+    size = parse_size(text.removesuffix("/s"))
+    if size < 1024:
+        raise UsageError(f"'{text}' is less than a connection needs", hint="write for example 50MiB/s")
+    return size
+
+
+class _Standard:
+    """Standard input and output, as streams of bytes that nobody else in this process writes to."""
+
+    def __init__(self, throttle: Throttle | None) -> None:
+        self._throttle = throttle
+        self._input = os.dup(0)
+        self._output = os.dup(1)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, 0)
+        os.dup2(2, 1)  # whatever prints something by mistake does not spoil the stream
+        os.close(nothing)
+
+    def read(self, limit_bytes: int) -> bytes:
+        """The next bytes; empty at the end, and when the client has been silent for too long."""
+        if self._throttle is not None:
+            limit_bytes = min(limit_bytes, self._throttle.piece_bytes)
+        if not select.select([self._input], [], [], _QUIET_S)[0]:
+            print("the client has been silent for too long", file=sys.stderr)
+            return b""
+        data = os.read(self._input, limit_bytes)
+        if self._throttle is not None:
+            self._throttle.take(len(data))
+        return data
+
+    def write(self, data: bytes) -> None:
+        """Sends all of it."""
+        rest = memoryview(data)
+        while rest:
+            count = os.write(
+                self._output, rest if self._throttle is None else rest[: self._throttle.piece_bytes]
+            )
+            if self._throttle is not None:
+                self._throttle.take(count)
+            rest = rest[count:]
+
+
+@click.command("serve")
+@click.option(
+    "--stdio", is_flag=True, help="Speak over standard input and output; there is no other way yet."
+)
+@click.option("--restrict", metavar="PATH", default="", help="Only repositories in this folder, or below it.")
+@click.option("--append-only", is_flag=True, help="Let clients add restore points and read, nothing else.")
+@click.option("--read-only", is_flag=True, help="Let clients read, nothing else.")
+@click.option(
+    "--max-rate",
+    metavar="RATE",
+    default="",
+    help="No more than this per second, such as 50MiB/s, both ways together.",
+)
+def command(stdio: bool, restrict: str, append_only: bool, read_only: bool, max_rate: str) -> None:
+    """Be the far end of a connection to repositories of this machine.
+
+    This is what a client runs over SSH; as a forced command in authorized_keys it limits what that
+    key may do, whatever the client asks for. Passwords are never asked for: keys stay with the client.
+    """
+    from holdfast.repo.wire.far import FarSide
+    from holdfast.repo.wire.rights import Rights
+    from holdfast.ssh.throttle import Throttle
+
+    if not stdio:
+        raise UsageError("serve needs --stdio", hint="it is run by clients, over SSH: see docs/REMOTE.md")
+    if restrict and not os.path.isdir(restrict):
+        raise UsageError(f"--restrict: {restrict} is no folder")
+    if os.isatty(0):
+        raise UsageError("serve speaks to a program, not to a terminal", hint="see docs/REMOTE.md")
+    streams = _Standard(Throttle(rate(max_rate)) if max_rate else None)
+    rights = Rights(append_only, read_only, os.path.abspath(restrict) if restrict else "")
+    FarSide(streams.read, streams.write, rights).run()

@@ -1,0 +1,180 @@
+"""The far side's packs: what a connection holds open, and in which order things happen to it.
+
+Requests on one writer are carried out in the order in which they came. Their end is the connection's: whatever it held is
+let go of, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Final
+
+from holdfast.errors import HoldfastError, ProtocolError
+from holdfast.ids import PackId
+from holdfast.repo.format.record import MAX_PACK_BYTES
+from holdfast.repo.index import Index
+from holdfast.repo.packs import PackStore, PackWriter
+from holdfast.repo.wire import messages as m
+from holdfast.repo.wire.proof import PackProof, Proofs
+from holdfast.repo.wire.remote_store import MOST_READ_BYTES
+from holdfast.repo.wire.rights import Rights
+
+__all__ = ["FarPacks"]
+
+_MOST_WRITERS: Final = 64
+
+
+class _Writer:
+    """A writer of the connection.
+
+    Args:
+        floor: append-only connections cut nothing off below that.
+    """
+
+    def __init__(self, writer: PackWriter, proof: PackProof | None, floor: int) -> None:
+        self.writer = writer
+        self.proof = proof
+        self.floor = floor
+
+
+class FarPacks:
+    """See the module."""
+
+    def __init__(self, store: PackStore, proofs: Proofs, rights: Rights) -> None:
+        self._store = store
+        self._proofs = proofs
+        self._rights = rights
+        self._writers: dict[int, _Writer] = {}
+        self._lock = threading.Lock()
+        self.index: Index | None = None
+
+    def list(self, request: m.ListPacks) -> m.PackIds:
+        """Answers `ListPacks`."""
+        del request
+        return m.PackIds(tuple(self._store.ids()))
+
+    def length(self, request: m.PackLength) -> m.MaybeNumber:
+        """Answers `PackLength`."""
+        return m.MaybeNumber(self._store.length(PackId(request.pack)))
+
+    def read(self, request: m.ReadPack) -> m.Bytes:
+        """Answers `ReadPack`."""
+        if request.length > MOST_READ_BYTES or request.offset > 1 << 62:
+            raise ProtocolError("more of a pack is asked for than may be at once")
+        return m.Bytes(self._store.read(PackId(request.pack), request.offset, request.length))
+
+    def sync(self, request: m.SyncPack) -> m.Done:
+        """Answers `SyncPack`."""
+        self._store.sync(PackId(request.pack))
+        return m.Done()
+
+    def delete(self, request: m.DeletePack) -> m.Done:
+        """Answers `DeletePack`."""
+        self._store.delete(PackId(request.pack))
+        return m.Done()
+
+    def free(self, request: m.FreeBytes) -> m.Number:
+        """Answers `FreeBytes`."""
+        del request
+        return m.Number(self._store.free_bytes())
+
+    def allocated(self, request: m.AllocatedBytes) -> m.Number:
+        """Answers `AllocatedBytes`."""
+        return m.Number(self._store.allocated_bytes(PackId(request.pack)))
+
+    def can_punch(self, request: m.CanPunch) -> m.Truth:
+        """Answers `CanPunch`."""
+        del request
+        return m.Truth(self._rights.may_change and self._store.can_punch())
+
+    def punch(self, request: m.Punch) -> m.Done:
+        """Answers `Punch`."""
+        self._store.punch(PackId(request.pack), request.ranges)
+        return m.Done()
+
+    # --- writers
+
+    def _room(self, number: int) -> None:
+        if number in self._writers or len(self._writers) >= _MOST_WRITERS:
+            raise ProtocolError("a writer has the number of another one, or there are too many")
+
+    def _writer(self, number: int) -> _Writer:
+        with self._lock:
+            found = self._writers.get(number)
+        if found is None:
+            raise ProtocolError("there is no writer of that number")
+        return found
+
+    def create(self, request: m.CreatePack) -> m.Done:
+        """Answers `CreatePack`."""
+        self._room(request.writer)
+        pack = PackId(request.pack)
+        writer = self._store.create(pack)
+        with self._lock:
+            self._writers[request.writer] = _Writer(writer, self._proofs.begin(pack, 0), 0)
+        return m.Done()
+
+    def adopt(self, request: m.AdoptPack) -> m.MaybeNumber:
+        """Answers `AdoptPack`. Append-only connections get none whose end is not what the index knows."""
+        self._room(request.writer)
+        pack = PackId(request.pack)
+        writer = self._store.adopt(pack)
+        if writer is None:
+            return m.MaybeNumber(None)
+        if self._rights.append_only and not self._ends_as_known(writer):
+            writer.close()
+            return m.MaybeNumber(None)
+        proof = self._proofs.begin(pack, writer.length)
+        with self._lock:
+            self._writers[request.writer] = _Writer(writer, proof, writer.length)
+        return m.MaybeNumber(writer.length)
+
+    def _ends_as_known(self, writer: PackWriter) -> bool:
+        known = self.index.packs() if self.index is not None else []
+        return any(row.id == writer.id and row.committed_bytes == writer.length for row in known)
+
+    def append(self, request: m.Append) -> m.Done:
+        """Answers `Append`."""
+        held = self._writer(request.writer)
+        if held.writer.length != request.offset:
+            raise ProtocolError("bytes of a pack came out of order")
+        if request.offset + len(request.data) > MAX_PACK_BYTES:
+            raise ProtocolError("a pack would become longer than packs may be")
+        if held.proof is not None:
+            held.proof.feed(request.data)
+        held.writer.append([request.data])
+        return m.Done()
+
+    def cut(self, request: m.Cut) -> m.Done:
+        """Answers `Cut`."""
+        held = self._writer(request.writer)
+        if request.length > held.writer.length:
+            raise ProtocolError("a pack can not be cut to more than it holds")
+        if self._rights.append_only and request.length < held.floor:
+            raise self._rights.refusal()
+        held.writer.cut(request.length)
+        held.proof = self._proofs.begin(held.writer.id, request.length)
+        return m.Done()
+
+    def sync_writer(self, request: m.SyncWriter) -> m.Done:
+        """Answers `SyncWriter`; may run beside `append`."""
+        self._writer(request.writer).writer.sync()
+        return m.Done()
+
+    def close_writer(self, request: m.CloseWriter) -> m.Done:
+        """Answers `CloseWriter`."""
+        with self._lock:
+            held = self._writers.pop(request.writer, None)
+        if held is not None:
+            held.writer.close()
+        return m.Done()
+
+    def close(self) -> None:
+        """Lets go of everything."""
+        with self._lock:
+            writers, self._writers = self._writers, {}
+        for held in writers.values():
+            with contextlib.suppress(HoldfastError):
+                held.writer.close()
+        self._store.close()

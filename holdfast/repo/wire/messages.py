@@ -1,0 +1,796 @@
+"""Messages: what both sides say to each other, as values and as bytes (PROTOCOL.md, "Messages").
+
+Each message is a frozen dataclass and a row of the table `_LAYOUTS`: its number, and how each of its fields lies in the
+body, in the order of the fields. There is nothing else in a body. Requests name the class of their answer.
+
+Pure: bytes in, values out. What the values mean, and whether they may be said now, is for `near` and `far` to judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import ClassVar, Final, Generic, TypeVar, cast
+
+from holdfast.errors import ProtocolError
+from holdfast.ids import ID_BYTES, PACK_ID_BYTES, SESSION_ID_BYTES
+from holdfast.repo.wire.fields import (
+    BLOB,
+    FLAG,
+    I64,
+    TEXT,
+    U8,
+    U16,
+    U32,
+    U64,
+    Cursor,
+    Field,
+    fixed,
+    many,
+    optional,
+    pairs,
+    records,
+)
+
+__all__ = ["VERSION", "Message", "Request", "decode_message", "encode_message", "layouts"]
+
+VERSION: Final = 1
+
+
+class Message:
+    """Anything that is said."""
+
+    __slots__ = ()
+
+
+M = TypeVar("M", bound=Message)
+
+
+class Request(Message, Generic[M]):
+    """What the near side says; it is answered by one message of the class `answer`, or by a `Failure`."""
+
+    __slots__ = ()
+    answer: ClassVar[type[Message]]
+
+
+# --- answers
+
+
+@dataclass(frozen=True, slots=True)
+class Failure(Message):
+    """It could not be done. `code` names the class of the error (`wire.faults`)."""
+
+    code: int
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Message):
+    """It was done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Truth(Message):
+    """Yes or no."""
+
+    value: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Number(Message):
+    """A number."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class MaybeNumber(Message):
+    """A number, or that there is none."""
+
+    value: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes(Message):
+    """Some bytes."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MaybeBytes(Message):
+    """Some bytes, or that there are none."""
+
+    data: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ids(Message):
+    """Ids of records, nodes or points; `more`: there are others."""
+
+    ids: tuple[bytes, ...]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome(Message):
+    """The far side agrees to `version`."""
+
+    version: int
+    software: str
+    append_only: bool
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Opened(Message):
+    """The repository is open. `outside`: its index lies outside of it, and may not know what other machines did."""
+
+    config: bytes
+    warning: str
+    copies_agree: bool
+    writable: bool
+    outside: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PackIds(Message):
+    """Ids of packs."""
+
+    ids: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Places(Message):
+    """For each id the row of `chunks`: pack (0: not there), offset, stored and plain bytes, epoch, kind."""
+
+    places: tuple[tuple[int, int, int, int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CommitOutcome(Message):
+    """See `index.Committed`."""
+
+    gone: tuple[bytes, ...]
+    duplicates: int
+    duplicate_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rows(Message):
+    """Rows of a table: keys and values."""
+
+    rows: tuple[tuple[bytes, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRows(Message):
+    """Keys and values of `chunks`, each joined."""
+
+    keys: bytes
+    values: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PointStates(Message):
+    """All points: id, bits (1 hidden, 2 pinned)."""
+
+    points: tuple[tuple[bytes, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Removed(Message):
+    """See `index.Swept`."""
+
+    records: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionBegun(Message):
+    """See `index.Collection`."""
+
+    epoch: int
+    removed: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures(Message):
+    """See `index.IndexFigures`."""
+
+    records: int
+    packs: int
+    points: int
+    sessions: int
+    used_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class MaybeIds(Message):
+    """Ids, some of which are not known."""
+
+    ids: tuple[bytes | None, ...]
+
+
+# --- requests: the connection and the place
+
+
+@dataclass(frozen=True, slots=True)
+class Hello(Request[Welcome]):
+    """The first message: the versions that the near side speaks."""
+
+    answer: ClassVar = Welcome
+    least: int
+    most: int
+    software: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ping(Request[Done]):
+    """Are you there?"""
+
+    answer: ClassVar = Done
+
+
+@dataclass(frozen=True, slots=True)
+class Open(Request[Opened]):
+    """Use the repository at this path from now on."""
+
+    answer: ClassVar = Opened
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Create(Request[Opened]):
+    """Make a repository at this path and use it."""
+
+    answer: ClassVar = Opened
+    path: str
+    config: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReadConfig(Request[Opened]):
+    """How things stand now."""
+
+    answer: ClassVar = Opened
+
+
+@dataclass(frozen=True, slots=True)
+class WriteConfig(Request[Done]):
+    """Replace the configuration; under the lock for that."""
+
+    answer: ClassVar = Done
+    config: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Lock(Request[Done]):
+    """Take a lock: 1 the configuration's, 2 that of collections."""
+
+    answer: ClassVar = Done
+    which: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unlock(Request[Done]):
+    """Let go of it."""
+
+    answer: ClassVar = Done
+    which: int
+
+
+@dataclass(frozen=True, slots=True)
+class UseIndex(Request[Done]):
+    """Take part in the use of the index."""
+
+    answer: ClassVar = Done
+
+
+@dataclass(frozen=True, slots=True)
+class OwnIndex(Request[Truth]):
+    """Exclude every other use of the index; `unless_there`: only while there is none."""
+
+    answer: ClassVar = Truth
+    unless_there: bool
+
+
+@dataclass(frozen=True, slots=True)
+class IndexExists(Request[Truth]):
+    """Whether there is an index."""
+
+    answer: ClassVar = Truth
+
+
+@dataclass(frozen=True, slots=True)
+class OpenIndex(Request[Done]):
+    """Open the index; what follows on records, points and sessions is about it."""
+
+    answer: ClassVar = Done
+
+
+@dataclass(frozen=True, slots=True)
+class CloseIndex(Request[Done]):
+    """Close it."""
+
+    answer: ClassVar = Done
+
+
+@dataclass(frozen=True, slots=True)
+class BeginRebuild(Request[Done]):
+    """Make a fresh index; what follows is about it, until `EndRebuild`."""
+
+    answer: ClassVar = Done
+
+
+@dataclass(frozen=True, slots=True)
+class EndRebuild(Request[Done]):
+    """Put the fresh index into the old one's place, or throw it away."""
+
+    answer: ClassVar = Done
+    keep: bool
+
+
+# --- requests: packs
+
+
+@dataclass(frozen=True, slots=True)
+class ListPacks(Request[PackIds]):
+    """See `PackStore.ids`."""
+
+    answer: ClassVar = PackIds
+
+
+@dataclass(frozen=True, slots=True)
+class PackLength(Request[MaybeNumber]):
+    """See `PackStore.length`."""
+
+    answer: ClassVar = MaybeNumber
+    pack: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPack(Request[Bytes]):
+    """See `PackStore.read`."""
+
+    answer: ClassVar = Bytes
+    pack: bytes
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class SyncPack(Request[Done]):
+    """See `PackStore.sync`."""
+
+    answer: ClassVar = Done
+    pack: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePack(Request[Done]):
+    """See `PackStore.delete`."""
+
+    answer: ClassVar = Done
+    pack: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FreeBytes(Request[Number]):
+    """See `PackStore.free_bytes`."""
+
+    answer: ClassVar = Number
+
+
+@dataclass(frozen=True, slots=True)
+class AllocatedBytes(Request[Number]):
+    """See `PackStore.allocated_bytes`."""
+
+    answer: ClassVar = Number
+    pack: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CanPunch(Request[Truth]):
+    """See `PackStore.can_punch`."""
+
+    answer: ClassVar = Truth
+
+
+@dataclass(frozen=True, slots=True)
+class Punch(Request[Done]):
+    """See `PackStore.punch`."""
+
+    answer: ClassVar = Done
+    pack: bytes
+    ranges: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CreatePack(Request[Done]):
+    """See `PackStore.create`; the writer gets the number `writer`."""
+
+    answer: ClassVar = Done
+    writer: int
+    pack: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptPack(Request[MaybeNumber]):
+    """See `PackStore.adopt`; answered by the pack's length."""
+
+    answer: ClassVar = MaybeNumber
+    writer: int
+    pack: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Append(Request[Done]):
+    """See `PackWriter.append`; `offset` is where the bytes must come to lie."""
+
+    answer: ClassVar = Done
+    writer: int
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Cut(Request[Done]):
+    """See `PackWriter.cut`."""
+
+    answer: ClassVar = Done
+    writer: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class SyncWriter(Request[Done]):
+    """See `PackWriter.sync`."""
+
+    answer: ClassVar = Done
+    writer: int
+
+
+@dataclass(frozen=True, slots=True)
+class CloseWriter(Request[Done]):
+    """See `PackWriter.close`."""
+
+    answer: ClassVar = Done
+    writer: int
+
+
+# --- requests: the index
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup(Request[Places]):
+    """See `Index.lookup`."""
+
+    answer: ClassVar = Places
+    ids: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Commit(Request[CommitOutcome]):
+    """See `index.Batch`. Records are (id, number of the pack in `packs`, offset, stored, plain, kind)."""
+
+    answer: ClassVar = CommitOutcome
+    session: bytes | None
+    now: int
+    packs: tuple[tuple[bytes, int, int, int], ...]
+    records: tuple[tuple[bytes, int, int, int, int, int], ...]
+    relied: tuple[bytes, ...]
+    roots: tuple[bytes, ...]
+    point: tuple[bytes, bool, bool, bytes, bytes] | None
+    changes: tuple[tuple[bytes, int, int | None, int | None], ...]
+    replacing: tuple[tuple[bytes, int, int], ...]
+    ends_session: bool
+    aliases: Mapping[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class ScanChunks(Request[ChunkRows]):
+    """See `Index.scan_rows`."""
+
+    answer: ClassVar = ChunkRows
+    after: bytes | None
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListPackRows(Request[Rows]):
+    """See `Index.packs`; keys and values of the table."""
+
+    answer: ClassVar = Rows
+
+
+@dataclass(frozen=True, slots=True)
+class ListPoints(Request[PointStates]):
+    """The ids of all points; `GetPoints` tells the rest."""
+
+    answer: ClassVar = PointStates
+
+
+@dataclass(frozen=True, slots=True)
+class GetPoints(Request[Rows]):
+    """The rows of some points; as many as fit into an answer, from the front."""
+
+    answer: ClassVar = Rows
+    ids: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BeginSession(Request[Number]):
+    """See `Index.begin_session`; the row is a value of the table."""
+
+    answer: ClassVar = Number
+    session: bytes
+    row: bytes
+    expire_before: int
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat(Request[Done]):
+    """See `Index.heartbeat`."""
+
+    answer: ClassVar = Done
+    session: bytes
+    now: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndSession(Request[Done]):
+    """See `Index.end_session`."""
+
+    answer: ClassVar = Done
+    session: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ListSessions(Request[Rows]):
+    """See `Index.sessions`."""
+
+    answer: ClassVar = Rows
+
+
+@dataclass(frozen=True, slots=True)
+class GetRoots(Request[Ids]):
+    """The next page of `Index.roots`; page 0 begins anew."""
+
+    answer: ClassVar = Ids
+    session: bytes
+    page: int
+
+
+@dataclass(frozen=True, slots=True)
+class GetFigures(Request[Figures]):
+    """See `Index.figures`."""
+
+    answer: ClassVar = Figures
+
+
+@dataclass(frozen=True, slots=True)
+class BeginCollection(Request[CollectionBegun]):
+    """See `Index.begin_collection`."""
+
+    answer: ClassVar = CollectionBegun
+
+
+@dataclass(frozen=True, slots=True)
+class NoteCollected(Request[Done]):
+    """See `Index.note_collected`."""
+
+    answer: ClassVar = Done
+    points: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep(Request[Removed]):
+    """See `Index.sweep`."""
+
+    answer: ClassVar = Removed
+    ids: tuple[bytes, ...]
+    before: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drop(Request[Removed]):
+    """See `Index.drop`: (id, number of the pack, offset)."""
+
+    answer: ClassVar = Removed
+    damaged: tuple[tuple[bytes, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ListLost(Request[Ids]):
+    """See `Index.lost`."""
+
+    answer: ClassVar = Ids
+
+
+@dataclass(frozen=True, slots=True)
+class GetAliases(Request[MaybeIds]):
+    """See `Index.aliases`."""
+
+    answer: ClassVar = MaybeIds
+    names: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScanAliases(Request[Rows]):
+    """See `Index.scan_aliases`: names and records."""
+
+    answer: ClassVar = Rows
+    after: bytes
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropAliases(Request[Done]):
+    """See `Index.drop_aliases`."""
+
+    answer: ClassVar = Done
+    names: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GetPackRow(Request[MaybeBytes]):
+    """The row of a pack."""
+
+    answer: ClassVar = MaybeBytes
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplacePackRow(Request[Truth]):
+    """Put `new` into the place of a pack's row if it is still `old`; whether it was."""
+
+    answer: ClassVar = Truth
+    number: int
+    old: bytes
+    new: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RemovePack(Request[Truth]):
+    """See `Index.remove_pack`."""
+
+    answer: ClassVar = Truth
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class GetChanges(Request[Number]):
+    """See `Index.changes`."""
+
+    answer: ClassVar = Number
+
+
+_RECORD: Final = fixed(ID_BYTES)
+_PACK: Final = fixed(PACK_ID_BYTES)
+_SESSION: Final = fixed(SESSION_ID_BYTES)
+
+_LAYOUTS: Final[Mapping[type[Message], tuple[int, tuple[Field, ...]]]] = {
+    Failure: (1, (U16, TEXT, TEXT)),
+    Done: (2, ()),
+    Truth: (3, (FLAG,)),
+    Number: (4, (U64,)),
+    MaybeNumber: (5, (optional(U64),)),
+    Bytes: (6, (BLOB,)),
+    MaybeBytes: (7, (optional(BLOB),)),
+    Ids: (8, (many(_RECORD), FLAG)),
+    Welcome: (9, (U16, TEXT, FLAG, FLAG)),
+    Opened: (10, (BLOB, TEXT, FLAG, FLAG, FLAG)),
+    PackIds: (11, (many(_PACK),)),
+    Places: (12, (records("IIIIIB", "u32 pack, u32 offset, u32 stored, u32 plain, u32 epoch, u8 kind"),)),
+    CommitOutcome: (13, (many(_RECORD), U64, U64)),
+    Rows: (14, (many(BLOB, BLOB),)),
+    ChunkRows: (15, (BLOB, BLOB)),
+    PointStates: (16, (many(_RECORD, U8),)),
+    Removed: (17, (U64, U64)),
+    CollectionBegun: (18, (U32, many(_RECORD))),
+    Figures: (19, (U64, U64, U64, U64, U64)),
+    MaybeIds: (20, (many(optional(_RECORD)),)),
+    Hello: (64, (U16, U16, TEXT)),
+    Ping: (65, ()),
+    Open: (66, (TEXT,)),
+    Create: (67, (TEXT, BLOB)),
+    ReadConfig: (68, ()),
+    WriteConfig: (69, (BLOB,)),
+    Lock: (70, (U8,)),
+    Unlock: (71, (U8,)),
+    UseIndex: (72, ()),
+    OwnIndex: (73, (FLAG,)),
+    IndexExists: (74, ()),
+    OpenIndex: (75, ()),
+    CloseIndex: (76, ()),
+    BeginRebuild: (77, ()),
+    EndRebuild: (78, (FLAG,)),
+    ListPacks: (96, ()),
+    PackLength: (97, (_PACK,)),
+    ReadPack: (98, (_PACK, U64, U32)),
+    SyncPack: (99, (_PACK,)),
+    DeletePack: (100, (_PACK,)),
+    FreeBytes: (101, ()),
+    AllocatedBytes: (102, (_PACK,)),
+    CanPunch: (103, ()),
+    Punch: (104, (_PACK, many(U64, U64))),
+    CreatePack: (105, (U32, _PACK)),
+    AdoptPack: (106, (U32, _PACK)),
+    Append: (107, (U32, U64, BLOB)),
+    Cut: (108, (U32, U64)),
+    SyncWriter: (109, (U32,)),
+    CloseWriter: (110, (U32,)),
+    Lookup: (128, (many(_RECORD),)),
+    Commit: (
+        129,
+        (
+            optional(_SESSION),
+            I64,
+            many(_PACK, U64, U8, I64),
+            records("32sIIIIB", "32 bytes id, u32 pack, u32 offset, u32 stored, u32 plain, u8 kind"),
+            many(_RECORD),
+            many(_RECORD),
+            optional(_RECORD, FLAG, FLAG, _PACK, BLOB),
+            many(_RECORD, U64, optional(U8), optional(U8)),
+            many(_RECORD, U32, U32),
+            FLAG,
+            pairs(BLOB, _RECORD),
+        ),
+    ),
+    ScanChunks: (130, (optional(_RECORD), U32)),
+    ListPackRows: (131, ()),
+    ListPoints: (132, ()),
+    GetPoints: (133, (many(_RECORD),)),
+    BeginSession: (134, (_SESSION, BLOB, I64)),
+    Heartbeat: (135, (_SESSION, I64)),
+    EndSession: (136, (_SESSION,)),
+    ListSessions: (137, ()),
+    GetRoots: (138, (_SESSION, U32)),
+    GetFigures: (139, ()),
+    BeginCollection: (140, ()),
+    NoteCollected: (141, (many(_RECORD),)),
+    Sweep: (142, (many(_RECORD), U32)),
+    Drop: (143, (many(_RECORD, U32, U32),)),
+    ListLost: (144, ()),
+    GetAliases: (145, (many(BLOB),)),
+    ScanAliases: (146, (BLOB, U32)),
+    DropAliases: (147, (many(BLOB),)),
+    GetPackRow: (148, (U32,)),
+    ReplacePackRow: (149, (U32, BLOB, BLOB)),
+    RemovePack: (150, (U32,)),
+    GetChanges: (151, ()),
+}
+_BY_NUMBER: Final = {number: (cls, layout) for cls, (number, layout) in _LAYOUTS.items()}
+
+
+def layouts() -> Mapping[type[Message], tuple[int, tuple[Field, ...]]]:
+    """All messages: number, and the types of their fields in order."""
+    return _LAYOUTS
+
+
+def encode_message(message: Message) -> tuple[int, bytearray]:
+    """A message's number and body."""
+    number, layout = _LAYOUTS[type(message)]
+    out = bytearray()
+    for field, item in zip(fields(message), layout, strict=True):  # type: ignore[arg-type]
+        item.put(out, getattr(message, field.name))
+    return number, out
+
+
+def decode_message(number: int, body: bytes) -> Message:
+    """The message of that number with that body.
+
+    Raises:
+        ProtocolError: there is no such message, or the body is not one of it.
+    """
+    known = _BY_NUMBER.get(number)
+    if known is None:
+        raise ProtocolError(f"there is no message number {number}")
+    cls, layout = known
+    cursor = Cursor(body)
+    values = [item.take(cursor) for item in layout]
+    if cursor.left:
+        raise ProtocolError(f"a message ({cls.__name__}) is longer than it should be")
+    return cast("Callable[..., Message]", cls)(*values)

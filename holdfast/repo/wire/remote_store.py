@@ -1,0 +1,198 @@
+"""Packs of a repository on another host: `PackStore` and `PackWriter` over a connection.
+
+What is appended is sent at once and not waited for; the offsets are known here, and the far side compares them with its
+own. Only `sync` waits, for the word that everything before it is durable. An append that failed over there is
+raised by whatever is called next, as a local writer does it that writes behind its caller's back.
+
+Memory: nothing is kept here; how much may be under way at a time is bounded, for the far side's sake and for latency.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Final
+
+from holdfast.errors import HoldfastError, InternalError, StorageError
+from holdfast.ids import PackId
+from holdfast.repo.packs import PackWriter
+from holdfast.repo.wire import messages as m
+from holdfast.repo.wire.near import Connection
+from holdfast.units import MIB
+
+__all__ = ["RemotePackStore"]
+
+_PIECE_BYTES: Final = 512 * 1024
+_WINDOW_BYTES: Final = 32 * MIB
+MOST_READ_BYTES: Final = 4 * MIB
+
+
+class _RemotePackWriter:
+    def __init__(self, connection: Connection, number: int, pack_id: PackId, length: int) -> None:
+        self._connection = connection
+        self._number = number
+        self._id = pack_id
+        self._length = length
+        self._changed = threading.Condition()
+        self._under_way = 0
+        self._failure: HoldfastError | None = None
+        self._closed = False
+
+    @property
+    def id(self) -> PackId:
+        return self._id
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    def append(self, parts: Sequence[bytes | bytearray]) -> int:
+        self._require_usable()
+        start = self._length
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        for at in range(0, len(data), _PIECE_BYTES):
+            piece = bytes(data[at : at + _PIECE_BYTES])
+            self._wait_for_room(len(piece))
+            self._connection.begin(
+                m.Append(self._number, self._length, piece),
+                partial(self._answered, size=len(piece)),
+            )
+            self._length += len(piece)
+        return start
+
+    def _wait_for_room(self, size: int) -> None:
+        with self._changed:
+            while self._under_way and self._under_way + size > _WINDOW_BYTES and self._failure is None:
+                self._changed.wait()
+            if self._failure is not None:
+                raise self._failure
+            self._under_way += size
+
+    def _answered(self, future: Future[m.Done], *, size: int) -> None:
+        error = future.exception()
+        with self._changed:
+            self._under_way -= size
+            if isinstance(error, HoldfastError):
+                self._failure = self._failure or error
+            self._changed.notify_all()
+
+    def _require_usable(self) -> None:
+        with self._changed:
+            if self._failure is not None:
+                raise self._failure
+        if self._closed:
+            raise InternalError("a pack was written to after it was closed")
+
+    def cut(self, length: int) -> None:
+        self._require_usable()
+        self._connection.ask(m.Cut(self._number, length))
+        self._length = length
+
+    def sync(self) -> None:
+        self._require_usable()
+        try:
+            self._connection.ask(m.SyncWriter(self._number))
+        except StorageError as error:
+            with self._changed:
+                self._failure = self._failure or error
+            raise
+        with self._changed:  # answers come in the order of what was done, so earlier failures are known
+            if self._failure is not None:
+                raise self._failure
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            try:
+                self._connection.ask(m.CloseWriter(self._number))
+            except HoldfastError:
+                return  # the far side has let go of it, or will when it notices that we are gone
+
+
+class RemotePackStore:
+    """See the module.
+
+    Args:
+        connection: of an open repository; it is closed by whoever made it.
+    """
+
+    is_far = True
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._writers = itertools.count(1)
+        self._can_punch: bool | None = None
+
+    def create(self, pack_id: PackId) -> PackWriter:
+        """See `PackStore.create`."""
+        number = next(self._writers)
+        self._connection.ask(m.CreatePack(number, pack_id))
+        return _RemotePackWriter(self._connection, number, pack_id, 0)
+
+    def adopt(self, pack_id: PackId) -> PackWriter | None:
+        """See `PackStore.adopt`."""
+        number = next(self._writers)
+        length = self._connection.ask(m.AdoptPack(number, pack_id)).value
+        return None if length is None else _RemotePackWriter(self._connection, number, pack_id, length)
+
+    def read(self, pack_id: PackId, offset: int, length: int) -> bytes:
+        """See `PackStore.read`. Long ones are asked for in several pieces at once."""
+        if length <= MOST_READ_BYTES:
+            return self._checked(self._connection.ask(m.ReadPack(pack_id, offset, length)).data, length)
+        sizes = [min(MOST_READ_BYTES, length - at) for at in range(0, length, MOST_READ_BYTES)]
+        answers = [
+            self._connection.begin(m.ReadPack(pack_id, offset + number * MOST_READ_BYTES, size))
+            for number, size in enumerate(sizes)
+        ]
+        return b"".join(
+            self._checked(answer.result().data, size) for answer, size in zip(answers, sizes, strict=True)
+        )
+
+    def _checked(self, data: bytes, length: int) -> bytes:
+        if len(data) != length:
+            raise StorageError(
+                f"{self._connection.name} sent {len(data)} bytes of a pack instead of {length}"
+            )
+        return data
+
+    def length(self, pack_id: PackId) -> int | None:
+        """See `PackStore.length`."""
+        return self._connection.ask(m.PackLength(pack_id)).value
+
+    def sync(self, pack_id: PackId) -> None:
+        """See `PackStore.sync`."""
+        self._connection.ask(m.SyncPack(pack_id))
+
+    def ids(self) -> Iterator[PackId]:
+        """See `PackStore.ids`."""
+        return iter([PackId(pack) for pack in self._connection.ask(m.ListPacks()).ids])
+
+    def delete(self, pack_id: PackId) -> None:
+        """See `PackStore.delete`."""
+        self._connection.ask(m.DeletePack(pack_id))
+
+    def free_bytes(self) -> int:
+        """See `PackStore.free_bytes`."""
+        return self._connection.ask(m.FreeBytes()).value
+
+    def allocated_bytes(self, pack_id: PackId) -> int:
+        """See `PackStore.allocated_bytes`."""
+        return self._connection.ask(m.AllocatedBytes(pack_id)).value
+
+    def can_punch(self) -> bool:
+        """See `PackStore.can_punch`."""
+        if self._can_punch is None:
+            self._can_punch = self._connection.ask(m.CanPunch()).value
+        return self._can_punch
+
+    def punch(self, pack_id: PackId, ranges: Sequence[tuple[int, int]]) -> None:
+        """See `PackStore.punch`."""
+        if ranges:
+            self._connection.ask(m.Punch(pack_id, tuple(ranges)))
+            self._can_punch = None
+
+    def close(self) -> None:
+        """See `PackStore.close`."""

@@ -1,0 +1,84 @@
+"""What a connection may do: all, only add, or only read.
+
+One table decides, by the class of a request, before anything else looks at it; what depends on the content of a request
+(a batch that hides a point, say) is decided where that is done, with `Rights.may_change`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Final
+
+from holdfast.errors import StorageDenied
+from holdfast.repo.wire import messages as m
+
+__all__ = ["Rights"]
+
+_ADDING: Final = frozenset(
+    {
+        m.CreatePack, m.AdoptPack, m.Append, m.Cut, m.SyncWriter, m.SyncPack, m.Commit, m.BeginSession,
+        m.Heartbeat, m.EndSession,
+    }
+)  # fmt: skip
+_CHANGING: Final = frozenset(
+    {
+        m.Create, m.WriteConfig, m.Lock, m.OwnIndex, m.BeginRebuild, m.EndRebuild, m.DeletePack, m.Punch,
+        m.BeginCollection, m.NoteCollected, m.Sweep, m.Drop, m.DropAliases, m.ReplacePackRow, m.RemovePack,
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """See the module.
+
+    Args:
+        restrict: only repositories in this folder or below; empty: all that the account may reach.
+    """
+
+    append_only: bool = False
+    read_only: bool = False
+    restrict: str = ""
+
+    @property
+    def may_change(self) -> bool:
+        """Whether things that are there may be changed and removed."""
+        return not self.append_only and not self.read_only
+
+    def require(self, request: m.Message) -> None:
+        """Raises `StorageDenied` if this kind of request is not for this connection."""
+        cls = type(request)
+        if self.read_only and (cls in _ADDING or cls in _CHANGING):
+            raise StorageDenied(
+                "this connection may only read the repository",
+                hint="the far side was started with --read-only; another key or account may be allowed more",
+            )
+        if self.append_only and cls in _CHANGING:
+            raise self.refusal()
+
+    @staticmethod
+    def refusal() -> StorageDenied:
+        """What is said to a client that may only add."""
+        return StorageDenied(
+            "this connection may only add restore points and read, not change or remove anything",
+            hint="the far side was started with --append-only; do this over there, or with another key",
+        )
+
+    def path(self, text: str) -> str:
+        """The real path of a repository that a client names.
+
+        Raises:
+            StorageDenied: it is not for this connection.
+        """
+        if not os.path.isabs(text) or "\0" in text:
+            raise StorageDenied("the repository's path is not absolute")
+        if not self.restrict:
+            return os.path.abspath(text)
+        real, allowed = os.path.realpath(text), os.path.realpath(self.restrict)
+        if real != allowed and not real.startswith(allowed.rstrip("/") + "/"):
+            raise StorageDenied(
+                "this connection may not use repositories outside of the folder that it is restricted to",
+                hint="the far side was started with --restrict",
+            )
+        return real
