@@ -26,7 +26,7 @@ def section(text: str, name: str) -> str:
 def options(command: click.Command) -> Iterator[str]:
     for parameter in command.params:
         if isinstance(parameter, click.Option):
-            yield from (name for name in parameter.opts)
+            yield from (*parameter.opts, *parameter.secondary_opts)
 
 
 def subcommands(command: click.Command) -> list[click.Command]:

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from holdfast.cli.invocation import Invocation
+from holdfast.cli.linked import is_esxi
 from holdfast.cli.options import repository_options, workers_option
-from holdfast.cli.output import Column, Json, print_json, print_table, say
+from holdfast.cli.output import Column, Json, print_json, print_table, say, warn
 from holdfast.cli.progress import progress
-from holdfast.errors import EXIT_WARNINGS, DamagedData
+from holdfast.errors import EXIT_WARNINGS, DamagedData, UsageError
 from holdfast.units import format_duration, format_size
 
 if TYPE_CHECKING:
+    from holdfast.cli.hostrestore import HostRestore
     from holdfast.cli.restore_plan import RestorePlan
     from holdfast.cli.restoring import Restored, RestoredHole
     from holdfast.esxi.layout import RestoreFormat
@@ -39,6 +41,18 @@ __all__ = ["command"]
 @click.option("--overwrite", is_flag=True, help="Replace files that exist, or write onto a block device.")
 @click.option("--allow-damaged", is_flag=True, help="Leave holes where something is damaged, and list them.")
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would be written, and write nothing.")
+@click.option("--register", is_flag=True, help="To a host: register the VM.")
+@click.option("--power-on", is_flag=True, help="To a host: register the VM and start it.")
+@click.option(
+    "--keep-uuid/--new-uuid",
+    default=None,
+    help="To a host: the VM's UUIDs. [default: new ones if it is registered there]",
+)
+@click.option(
+    "--in-place",
+    is_flag=True,
+    help="To a host: write what differs into the disks of a VM that is there and off.",
+)
 @workers_option
 @repository_options
 @click.pass_obj
@@ -51,9 +65,16 @@ def command(
     overwrite: bool,
     allow_damaged: bool,
     dry_run: bool,
+    register: bool,
+    power_on: bool,
+    keep_uuid: bool | None,
+    in_place: bool,
     workers: int | None,
 ) -> None:
     """Write a restore point back.
+
+    DEST esxi://HOST/DATASTORE or esxi://HOST/DATASTORE/NEWNAME makes a VM's folder on a linked host, with thin disks. A restore to a
+    host that is interrupted leaves a folder that is marked incomplete; the same command goes on with it.
 
     A VM is written into the folder DEST, which is made if need be. A single disk is written to the file or
     block device DEST, or into DEST if that is a folder or ends in '/'. No file shows under its name before it is
@@ -62,9 +83,33 @@ def command(
     With --allow-damaged, what can not be read of a damaged restore point is zeros in the files; the list of these
     ranges is printed, and the exit code is 100.
     """
+    from holdfast.cli.hostrestore import HostRestore
     from holdfast.cli.restore_plan import plan_restore
     from holdfast.cli.restoring import carry_out
 
+    if is_esxi(dest):
+        if as_ != "original" or overwrite or allow_damaged or dry_run:
+            raise UsageError(
+                "--as, --overwrite, --allow-damaged and --dry-run are not for restores to a host"
+            )
+        if in_place and (register or power_on or keep_uuid is not None):
+            raise UsageError(
+                "--in-place writes the disks of a VM that is registered already; --register, --power-on and UUIDs do not go with it"
+            )
+        wanted = HostRestore(
+            disk=disk,
+            register=register,
+            power_on=power_on,
+            new_uuid=None if keep_uuid is None else not keep_uuid,
+            in_place=in_place,
+        )
+        _to_host(invocation, point, dest, wanted, workers)
+        return
+    if register or power_on or keep_uuid is not None or in_place:
+        raise UsageError(
+            "--register, --power-on, --keep-uuid, --new-uuid and --in-place are for restores to a host",
+            hint="DEST is then esxi://HOST/DATASTORE",
+        )
     with invocation.open_repository() as repository:
         found = repository.resolve(point)
         plan = plan_restore(
@@ -79,6 +124,44 @@ def command(
     _tell(invocation, found, plan, restored)
     if restored.damaged:
         invocation.exit_code = EXIT_WARNINGS
+
+
+def _to_host(invocation: Invocation, point: str, dest: str, wanted: HostRestore, workers: int | None) -> None:
+    from holdfast.cli.hostrestore import bring_back
+
+    with invocation.open_repository() as repository:
+        found = repository.resolve(point)
+        invocation.if_interrupted = (
+            "the folder on the host is marked incomplete; the same command goes on with it"
+        )
+        with progress(invocation, f"restoring {found.manifest.vm_name} to {dest}") as shown:
+            done = bring_back(repository, found, dest, wanted, shown, workers)
+        invocation.if_interrupted = ""
+    for warning in done.warnings:
+        warn(invocation, warning)
+    if done.warnings:
+        invocation.exit_code = EXIT_WARNINGS
+    if invocation.json:
+        print_json(
+            {
+                "type": "summary",
+                "point": found.id.hex(),
+                "vm": found.manifest.vm_name,
+                "dest": done.folder,
+                "size_bytes": done.size_bytes,
+                "bytes_written": done.bytes_written,
+                "duration_s": round(done.duration_s, 3),
+                "vm_id": done.vm_id,
+                "warnings": list(done.warnings),
+            }
+        )
+        return
+    say(f"restored {found.manifest.vm_name} (restore point {found.short_id}) to {dest}: {done.folder}")
+    say(
+        f"  size {format_size(done.size_bytes)}, written and read back {format_size(done.bytes_written)} "
+        f"in {format_duration(done.duration_s)}"
+        + ("" if done.vm_id is None else f"; registered with the id {done.vm_id}")
+    )
 
 
 @contextlib.contextmanager
