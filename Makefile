@@ -16,8 +16,9 @@ help: ## list the targets
 setup: ## make .venv and install what is needed (also done by every target that needs it)
 	@tools/setup
 
-demo: setup ## back up, change, compare and restore a small real VM, and tell the story (KEEP=1 keeps the files)
+demo: setup ## back up, change, compare and restore small real VMs, as folders and on a stand-in host (KEEP=1 keeps the files)
 	@demo/run
+	@python -m demo.esxi_tour
 
 test: setup ## run all tests; ARGS='-k name' passes options to pytest, WORKERS=n sets the processes
 	pytest -n $(WORKERS) --dist=worksteal $(ARGS)
@@ -35,6 +36,7 @@ check: setup ## lint, format, types, import contracts and the project's own rule
 	mypy
 	mypy --strict tools/*.py rescue.py
 	mypy --strict -p tests.esxi_host
+	mypy --strict -p demo
 	lint-imports
 	pytest -q -p no:xdist tests/project/test_tidy.py
 
