@@ -37,6 +37,7 @@ from holdfast.repo.ingest import Content, Ingest, IngestCounters
 from holdfast.repo.keys import Keys
 from holdfast.repo.lease import new_session_row
 from holdfast.repo.packs import PackStore
+from holdfast.repo.parallel import usable_cores
 from holdfast.repo.points import Point
 from holdfast.repo.records import RecordReader
 from holdfast.repo.recover import Home, adopt_strays
@@ -57,6 +58,8 @@ __all__ = [
 ]
 
 _TOOL: Final = f"holdfast {VERSION}"
+_WAITING_WORKERS: Final = 4
+"""More than one per core, where the repository is far: they wait for answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +262,7 @@ class Engine:
 
     Args:
         clock: Unix seconds.
+        far: see `Place.is_far`.
     """
 
     config: Config
@@ -269,6 +273,7 @@ class Engine:
     trees: TreeReader
     home: Home
     clock: Callable[[], float]
+    far: bool = False
 
     @property
     def opener(self) -> Opener:
@@ -380,13 +385,14 @@ def build_ingest(
         engine.records,
         engine.trees,
         config.segment_bytes,
-        options.workers or None,
+        options.workers or (usable_cores() + _WAITING_WORKERS if engine.far else None),
         others,
         LevelGovernor(config.compression.level) if config.compression.auto else None,
         engine.index.lost(),
         Cutting(config.chunker, config.chunk_size_bytes, seed or PUBLISHED_SEED),
         engine.index.aliases,
         options.on_progress,
+        far=engine.far,
     )
 
 

@@ -109,6 +109,7 @@ class Ingest:
         cutting: how the chunker cuts, for scanners; None if there are none.
         aliases: see `Index.aliases`.
         on_progress: called a few times a second from the calling thread.
+        far: each question to the repository takes a round trip over a network: few are asked, for whole segments.
     """
 
     def __init__(
@@ -127,7 +128,10 @@ class Ingest:
         cutting: Cutting | None = None,
         aliases: Callable[[Sequence[bytes]], list[RecordId | None]] = lambda names: [None] * len(names),
         on_progress: Callable[[IngestCounters], None] = lambda _counters: None,
+        *,
+        far: bool = False,
     ) -> None:
+        self._far = far
         self._lost = lost
         self._cutting = cutting
         self._aliases = aliases
@@ -358,6 +362,9 @@ class Ingest:
 
     def _segment(self, task: _Task, *, again: bool = False) -> None:
         content, segment = task
+        if self._far and content.changes is None and content.scanner is None and not self._lost:
+            self._whole_segment(task, again=again)
+            return
         parent = self._parent_leaf(content, segment)
         storing = Storing(self._acceptor, self._sealer, parent, lambda: self._segment(task, again=True))
         length = segment_length(content.source.size_bytes, self._segment_bytes, segment)
@@ -370,6 +377,9 @@ class Ingest:
             storing.finish(taken.leaf, taken.plaintext)
         elif storing.needs_close:
             storing.close((taken.leaf,) if taken.leaf != HOLE_ID else ())
+        self._count(taken, storing, again=again)
+
+    def _count(self, taken: Taken, storing: Storing, *, again: bool) -> None:
         with self._lock:
             counters = self.counters
             if not again:
@@ -378,6 +388,40 @@ class Ingest:
             counters.bytes_read += taken.read
             counters.bytes_new += storing.new_bytes
             counters.chunks_new += storing.new_chunks
+
+    def _whole_segment(self, task: _Task, *, again: bool) -> None:
+        """Takes a segment in with as few questions as can be: none if it equals the parent's, else one.
+
+        It is cut and named as a whole before the repository is asked, and compared with the parent's by the id of the
+        leaf alone, which an inner node of the tree tells for 256 segments at once.
+        """
+        content, segment = task
+        storing = Storing(self._acceptor, self._sealer, None, lambda: self._segment(task, again=True))
+        length = segment_length(content.source.size_bytes, self._segment_bytes, segment)
+        buffer = new_buffer(length) if again else self._buffers.view(length)
+        window = Window(content.source, segment * self._segment_bytes, buffer)
+        window.more(0, length)
+        cut = Cut([], [], [], window.read, length)
+        self._cut_window(window.bytes(), 0, cut, self._keys.namer(Kind.CHUNK), ended=True)
+        leaf, plaintext = name_leaf(self._keys, cut.parts, cut.ids, None)
+        content.leaves[segment] = leaf
+        if leaf not in (HOLE_ID, self._parent_id(content, segment)):
+            storing.add_whole(cut.ids, cut.pieces, leaf, plaintext)
+        self._count(Taken(leaf, plaintext, len(cut.ids), cut.read, length), storing, again=again)
+
+    def _parent_id(self, content: Content, segment: int) -> NodeId | None:
+        """The parent's leaf of a segment of the same length; None if there is none, or it can not be told."""
+        parent = content.parent
+        if parent is None or segment >= segments_of(parent):
+            return None
+        lengths = (
+            segment_length(size, self._segment_bytes, segment)
+            for size in (parent.size_bytes, content.source.size_bytes)
+        )
+        try:
+            return self._trees.leaf_id(parent, segment) if len(set(lengths)) == 1 else None
+        except IntegrityError:
+            return None  # build upon nothing rather than fail
 
     def _read(
         self,

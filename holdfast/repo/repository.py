@@ -683,7 +683,15 @@ class Repository:
 
         records, trees = self._reading()
         return Engine(
-            self.config, self.unlock(), self._store, self._index(), records, trees, self._home(), _time.time
+            self.config,
+            self.unlock(),
+            self._store,
+            self._index(),
+            records,
+            trees,
+            self._home(),
+            _time.time,
+            self._place.is_far,
         )
 
     # --- replication

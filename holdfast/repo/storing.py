@@ -111,16 +111,36 @@ class Storing:
         for chunk, piece in fresh.items():
             if chunk not in unknown or piece is None:
                 continue
-            sealed = self._sealer.seal(Kind.CHUNK, chunk, piece)
-            self.new_chunks += 1
-            self._sealed.add(chunk)
-            self._relied.add(chunk)
-            self._staged.append(sealed)
-            self._staged_bytes += len(sealed.payload)
-            if self._staged_bytes >= _STAGE_BYTES:
-                # While it is in the processor's cache. Should a commit come before the leaf, the leaf relies
-                # on these chunks like on any others.
-                self._append(frozenset(), ())
+            self._stage(chunk, piece)
+
+    def _stage(self, chunk: ChunkId, piece: memoryview) -> None:
+        sealed = self._sealer.seal(Kind.CHUNK, chunk, piece)
+        self.new_chunks += 1
+        self._sealed.add(chunk)
+        self._relied.add(chunk)
+        self._staged.append(sealed)
+        self._staged_bytes += len(sealed.payload)
+        if self._staged_bytes >= _STAGE_BYTES:
+            # While it is in the processor's cache. Should a commit come before the leaf, the leaf relies
+            # on these chunks like on any others.
+            self._append(frozenset(), ())
+
+    def add_whole(
+        self,
+        ids: Sequence[ChunkId],
+        pieces: Sequence[memoryview | None],
+        leaf: NodeId,
+        plaintext: bytes,
+    ) -> None:
+        """Stores what the repository does not have of a whole segment, its leaf too; it is asked once, for all."""
+        unique = dict(zip(ids, pieces, strict=True))
+        unknown = self.unknown([*unique, leaf])
+        for chunk, piece in unique.items():
+            if chunk in unknown and piece is not None:
+                self._stage(chunk, piece)
+        if leaf in unknown:
+            self._staged.append(self._sealer.seal(Kind.NODE, leaf, plaintext))
+        self.close((leaf,))
 
     def finish(self, leaf: NodeId, plaintext: bytes) -> None:
         """Stores the leaf, and what has not been stored yet."""

@@ -19,6 +19,7 @@ from holdfast.ssh.link import STDERR_TAIL_BYTES, Channel, Link, far_failure, pri
 __all__ = ["PipeStream", "SshStream", "Stream"]
 
 _LAST_WORDS_S: Final = 10.0
+_FAREWELL_S: Final = 5.0
 _NOT_FOUND: Final = 127  # of a shell
 
 
@@ -163,9 +164,11 @@ class PipeStream:
     def close(self) -> None:
         """See `Stream.close`."""
         self.close_write()
-        if self._process.poll() is None:
+        try:
+            self._process.wait(_FAREWELL_S)
+        except subprocess.TimeoutExpired:
             self._process.kill()
-        self._process.wait()
+            self._process.wait()
         self._listener.join(_LAST_WORDS_S)
         assert self._process.stdout is not None
         assert self._process.stderr is not None
