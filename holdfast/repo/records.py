@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from holdfast.errors import DamagedData, InternalError, UnsupportedFormat
 from holdfast.ids import PackId, RecordId
@@ -22,6 +22,7 @@ from holdfast.repo.format.record import (
     RECORD_MAGIC,
     Kind,
     RecordHeader,
+    TableEntry,
     decode_record_header,
 )
 from holdfast.repo.format.rows import Place
@@ -29,7 +30,7 @@ from holdfast.repo.index import Index
 from holdfast.repo.packs import PackStore
 from holdfast.units import KIB, MIB
 
-__all__ = ["PackScanner", "ReadNotes", "RecordReader", "ScannedRecord"]
+__all__ = ["PackScanner", "ReadNotes", "RecordLister", "RecordReader", "ScannedRecord", "records_of"]
 
 T = TypeVar("T")
 
@@ -361,3 +362,20 @@ class PackScanner:
                 break
             offset += len(window) - len(RECORD_MAGIC) + 1
         return self._end
+
+
+@runtime_checkable
+class RecordLister(Protocol):
+    """A pack store that can say itself what is in a pack, so that nobody need read it from afar."""
+
+    def records_of(self, pack_id: PackId, end: int) -> list[TableEntry]:
+        """See `records_of`."""
+        ...
+
+
+def records_of(packs: PackStore, pack_id: PackId, end: int) -> list[TableEntry]:
+    """What a pack's table would say of its records up to `end`, by their headers."""
+    if isinstance(packs, RecordLister):
+        return packs.records_of(pack_id, end)
+    scanner = PackScanner(packs, pack_id, end, payloads=False)
+    return [TableEntry.of(r.header, r.offset) for r in scanner.records() if r.header.kind is not Kind.TABLE]

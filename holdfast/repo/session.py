@@ -49,7 +49,7 @@ from holdfast.repo.format.rows import PackState, PointRow, SessionRow
 from holdfast.repo.index import Batch, Committed, Index, NewRecord, PackProgress, PointChange
 from holdfast.repo.lease import Lease
 from holdfast.repo.packs import PackStore, PackWriter
-from holdfast.repo.records import PackScanner
+from holdfast.repo.records import records_of
 from holdfast.repo.recover import Home, adopt_pack
 from holdfast.units import MIB
 
@@ -350,9 +350,7 @@ class Session:
         pack.writer.sync()
         entries = pack.entries
         if pack.from_offset > PACK_HEADER_BYTES:
-            scanner = PackScanner(self._packs, pack.writer.id, pack.from_offset, payloads=False)
-            earlier = (r for r in scanner.records() if r.header.kind is not Kind.TABLE)
-            entries = [*(TableEntry.of(r.header, r.offset) for r in earlier), *entries]
+            entries = [*records_of(self._packs, pack.writer.id, pack.from_offset), *entries]
         plaintext = encode_table(entries)
         table_id = RecordId(blake3.blake3(plaintext).digest())
         header = RecordHeader(

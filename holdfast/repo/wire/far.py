@@ -56,6 +56,7 @@ _ON_PACKS: Final[dict[type[m.Message], _Handler]] = {
     m.CanPunch: FarPacks.can_punch,
     m.Punch: FarPacks.punch,
     m.SyncWriter: FarPacks.sync_writer,
+    m.ListRecords: FarPacks.records,
 }
 _ON_INDEX: Final[dict[type[m.Message], _Handler]] = {
     m.Lookup: FarIndex.lookup,

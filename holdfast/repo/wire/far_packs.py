@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from typing import Final
 
-from holdfast.errors import HoldfastError, ProtocolError
+from holdfast.errors import DamagedData, HoldfastError, ProtocolError
 from holdfast.ids import PackId
-from holdfast.repo.format.record import MAX_PACK_BYTES
-from holdfast.repo.index import Index
+from holdfast.repo.format.record import (
+    MAX_PACK_BYTES,
+    MAX_TABLE_ENTRIES,
+    PACK_HEADER_BYTES,
+    Kind,
+    encode_table,
+)
+from holdfast.repo.format.rows import PackState
+from holdfast.repo.index import Batch, Index, NewRecord, PackProgress
 from holdfast.repo.packs import PackStore, PackWriter
+from holdfast.repo.records import records_of
 from holdfast.repo.wire import messages as m
 from holdfast.repo.wire.proof import PackProof, Proofs
 from holdfast.repo.wire.remote_store import MOST_READ_BYTES
@@ -22,7 +31,7 @@ from holdfast.repo.wire.rights import Rights
 
 __all__ = ["FarPacks"]
 
-_MOST_WRITERS: Final = 64
+_MOST_WRITERS: Final = 1024
 
 
 class _Writer:
@@ -92,6 +101,15 @@ class FarPacks:
         """Answers `Punch`."""
         self._store.punch(PackId(request.pack), request.ranges)
         return m.Done()
+
+    def records(self, request: m.ListRecords) -> m.Bytes:
+        """Answers `ListRecords`."""
+        if not PACK_HEADER_BYTES <= request.end <= MAX_PACK_BYTES:
+            raise ProtocolError("a pack can not end there")
+        entries = records_of(self._store, PackId(request.pack), request.end)
+        if len(entries) > MAX_TABLE_ENTRIES:
+            raise DamagedData("a pack holds more records than packs may hold")
+        return m.Bytes(encode_table(entries))
 
     # --- writers
 
@@ -170,11 +188,45 @@ class FarPacks:
             held.writer.close()
         return m.Done()
 
+    def _settle(self, held: _Writer) -> None:
+        """Commits what a client that is gone has appended: proven records, up to the first one that takes its key.
+
+        Whoever comes next need not read them back over the wire. What is torn is cut off; what else there may be
+        behind the last commit is left for adoption (`repo.recover`).
+        """
+        if self.index is None or held.proof is None or not held.proof.is_open:
+            return
+        pack = held.writer.id
+        row = next((one for one in self.index.packs() if one.id == pack), None)
+        committed = PACK_HEADER_BYTES if row is None else row.committed_bytes
+        records: list[NewRecord] = []
+        end = committed
+        for offset, header in sorted(self._proofs.unclaimed(pack).items()):
+            if offset < committed:
+                continue
+            if offset != end or header.kind not in (Kind.CHUNK, Kind.NODE):
+                break
+            end += header.total_bytes
+            records.append(
+                NewRecord(header.id, pack, offset, header.stored_bytes, header.plain_bytes, int(header.kind))
+            )
+        if end > held.proof.whole_end or (row is None and not records):
+            return
+        if held.proof.whole_end < held.writer.length:
+            held.writer.cut(held.proof.whole_end)
+        if records:
+            held.writer.sync()
+            created = held.proof.created_s if row is None else row.created
+            progress = PackProgress(pack, end, PackState.OPEN, created)
+            self.index.commit(Batch(None, int(time.time()), records, packs=[progress]))
+
     def close(self) -> None:
         """Lets go of everything."""
         with self._lock:
             writers, self._writers = self._writers, {}
         for held in writers.values():
+            with contextlib.suppress(HoldfastError):
+                self._settle(held)
             with contextlib.suppress(HoldfastError):
                 held.writer.close()
         self._store.close()

@@ -242,9 +242,9 @@ class FarPlace:
                 self.hosted.use_index(None)
                 _abandon(self._rebuilding)
                 self._rebuilding = None
-            self._close_index()
             if self.hosted.packs is not None:
-                self.hosted.packs.close()
+                self.hosted.packs.close()  # it may have something to commit
+            self._close_index()
             for lock in self._locks.values():
                 lock.close()
             self._locks.clear()

@@ -460,6 +460,15 @@ class CloseWriter(Request[Done]):
     writer: int
 
 
+@dataclass(frozen=True, slots=True)
+class ListRecords(Request[Bytes]):
+    """What a pack's table would say of its records up to `end`; encoded as a table (FORMAT.md, "Packs")."""
+
+    answer: ClassVar = Bytes
+    pack: bytes
+    end: int
+
+
 # --- requests: the index
 
 
@@ -722,6 +731,7 @@ _LAYOUTS: Final[Mapping[type[Message], tuple[int, tuple[Field, ...]]]] = {
     Cut: (108, (U32, U64)),
     SyncWriter: (109, (U32,)),
     CloseWriter: (110, (U32,)),
+    ListRecords: (111, (_PACK, U64)),
     Lookup: (128, (many(_RECORD),)),
     Commit: (
         129,

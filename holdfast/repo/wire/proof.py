@@ -15,7 +15,7 @@ Memory: about 200 bytes for each record that is not committed yet, and one recor
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 import blake3
@@ -54,6 +54,10 @@ class Proofs(Protocol):
         """Raises an error unless all of these are proven. They are forgotten then."""
         ...
 
+    def unclaimed(self, pack: PackId) -> Mapping[int, RecordHeader]:
+        """Proven records of a pack that no commit has named, by offset."""
+        ...
+
 
 class NoProofs:
     """Believes everything: for tests of what lies around it, and while an index is rebuilt."""
@@ -65,6 +69,11 @@ class NoProofs:
 
     def require(self, records: Sequence[NewRecord]) -> None:
         """See `Proofs.require`."""
+
+    def unclaimed(self, pack: PackId) -> Mapping[int, RecordHeader]:
+        """See `Proofs.unclaimed`."""
+        del pack
+        return {}
 
 
 class _Open(NamedTuple):
@@ -81,6 +90,11 @@ class PackProof:
 
     Args:
         at: where the next byte will lie.
+        found: gets the headers of proven records by offset.
+
+    Attributes:
+        whole_end: where the last whole record ends.
+        created_s: what the pack's header says, if it was appended here.
     """
 
     def __init__(
@@ -98,6 +112,12 @@ class PackProof:
         self._after_table = False
         self._broken = False
         self.whole_end = at
+        self.created_s = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing but whole records, and perhaps a part of one, has been appended."""
+        return not self._broken and not self._after_table and self.whole_end >= PACK_HEADER_BYTES
 
     def feed(self, data: bytes) -> None:
         """Takes in what has been appended.
@@ -147,6 +167,7 @@ class PackProof:
             header = decode_pack_header(head)
             if (header.pack_id, header.repository_id) != (self._pack, self._repository):
                 raise DamagedData("a pack was begun with the header of another one")
+            self.created_s = header.created_ms // 1000
             self.whole_end = self._at
             return
         if self._after_table:
@@ -207,6 +228,11 @@ class RecordProofs:
             said = (record.id, record.stored_bytes, record.plain_bytes, record.kind)
             if said != (header.id, header.stored_bytes, header.plain_bytes, int(header.kind)):
                 raise ProtocolError("a commit names a record otherwise than its header does")
+
+    def unclaimed(self, pack: PackId) -> Mapping[int, RecordHeader]:
+        """See `Proofs.unclaimed`."""
+        with self._lock:
+            return dict(self._found.get(pack, {}))
 
     def _read_back(self, record: NewRecord) -> RecordHeader:
         size = RECORD_HEADER_BYTES + record.stored_bytes

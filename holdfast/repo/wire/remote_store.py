@@ -18,6 +18,7 @@ from typing import Final
 
 from holdfast.errors import HoldfastError, InternalError, StorageError
 from holdfast.ids import PackId
+from holdfast.repo.format.record import TableEntry, decode_table
 from holdfast.repo.packs import PackWriter
 from holdfast.repo.wire import messages as m
 from holdfast.repo.wire.near import Connection
@@ -119,8 +120,6 @@ class RemotePackStore:
         connection: of an open repository; it is closed by whoever made it.
     """
 
-    is_far = True
-
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._writers = itertools.count(1)
@@ -157,6 +156,10 @@ class RemotePackStore:
                 f"{self._connection.name} sent {len(data)} bytes of a pack instead of {length}"
             )
         return data
+
+    def records_of(self, pack_id: PackId, end: int) -> list[TableEntry]:
+        """See `records.RecordLister`."""
+        return decode_table(self._connection.ask(m.ListRecords(pack_id, end)).data)
 
     def length(self, pack_id: PackId) -> int | None:
         """See `PackStore.length`."""

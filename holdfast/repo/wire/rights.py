@@ -1,6 +1,7 @@
 """What a connection may do: all, only add, or only read.
 
-One table decides, by the class of a request, before anything else looks at it; what depends on the content of a request
+Two tables decide, by the class of a request, before anything else looks at it; what stands in neither is for those
+who may do everything. What depends on the content of a request
 (a batch that hides a point, say) is decided where that is done, with `Rights.may_change`.
 """
 
@@ -15,16 +16,18 @@ from holdfast.repo.wire import messages as m
 
 __all__ = ["Rights"]
 
+_READING: Final = frozenset(
+    {
+        m.Hello, m.Ping, m.Open, m.ReadConfig, m.Unlock, m.UseIndex, m.IndexExists, m.OpenIndex, m.CloseIndex,
+        m.ListPacks, m.PackLength, m.ReadPack, m.ListRecords, m.FreeBytes, m.AllocatedBytes, m.CanPunch,
+        m.CloseWriter, m.Lookup, m.ScanChunks, m.ListPackRows, m.ListPoints, m.GetPoints, m.ListSessions,
+        m.GetRoots, m.GetFigures, m.ListLost, m.GetAliases, m.ScanAliases, m.GetPackRow, m.GetChanges,
+    }
+)  # fmt: skip
 _ADDING: Final = frozenset(
     {
         m.CreatePack, m.AdoptPack, m.Append, m.Cut, m.SyncWriter, m.SyncPack, m.Commit, m.BeginSession,
         m.Heartbeat, m.EndSession,
-    }
-)  # fmt: skip
-_CHANGING: Final = frozenset(
-    {
-        m.Create, m.WriteConfig, m.Lock, m.OwnIndex, m.BeginRebuild, m.EndRebuild, m.DeletePack, m.Punch,
-        m.BeginCollection, m.NoteCollected, m.Sweep, m.Drop, m.DropAliases, m.ReplacePackRow, m.RemovePack,
     }
 )  # fmt: skip
 
@@ -48,13 +51,14 @@ class Rights:
 
     def require(self, request: m.Message) -> None:
         """Raises `StorageDenied` if this kind of request is not for this connection."""
-        cls = type(request)
-        if self.read_only and (cls in _ADDING or cls in _CHANGING):
+        if self.may_change or type(request) in _READING:
+            return
+        if self.read_only:
             raise StorageDenied(
                 "this connection may only read the repository",
                 hint="the far side was started with --read-only; another key or account may be allowed more",
             )
-        if self.append_only and cls in _CHANGING:
+        if type(request) not in _ADDING:
             raise self.refusal()
 
     @staticmethod

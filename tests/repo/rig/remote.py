@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Callable
 
 from holdfast.errors import FarSideEnded, LinkError, LinkLost
 from holdfast.repo.index import Index
 from holdfast.repo.packs import PackStore
+from holdfast.repo.repository import Repository
 from holdfast.repo.wire.far import FarSide
 from holdfast.repo.wire.far_index import FarIndex
 from holdfast.repo.wire.far_packs import FarPacks
 from holdfast.repo.wire.far_place import Hosted
 from holdfast.repo.wire.near import Connection
 from holdfast.repo.wire.proof import NoProofs, Proofs
+from holdfast.repo.wire.remote_place import RemotePlace
 from holdfast.repo.wire.rights import Rights
+from holdfast.repo.wire.stream import Stream
 
-__all__ = ["SocketStream", "hosted_connection", "served"]
+__all__ = ["SocketStream", "all_gone", "hosted_connection", "remote_repository", "served", "wire_of"]
 
 
 class SocketStream:
@@ -49,6 +53,17 @@ class SocketStream:
         self._socket.close()
 
 
+_FAR_SIDES: list[threading.Thread] = []
+
+
+def all_gone() -> None:
+    """Returns when every far side has ended: one that is cut off has something left to do."""
+    while _FAR_SIDES:
+        thread = _FAR_SIDES.pop()
+        thread.join(60)
+        assert not thread.is_alive()
+
+
 def served(
     rights: Rights | None = None, hosted: Hosted | None = None
 ) -> tuple[socket.socket, threading.Thread]:
@@ -64,6 +79,7 @@ def served(
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
+    _FAR_SIDES.append(thread)
     return near, thread
 
 
@@ -77,3 +93,31 @@ def hosted_connection(
         hosted.use_index(FarIndex(index, proofs, rights))
     near, _ = served(rights, hosted)
     return Connection(SocketStream(near), "far")
+
+
+def remote_repository(
+    path: str,
+    rights: Rights | None = None,
+    password: str | None = None,
+    wrap: Callable[[SocketStream], Stream] = lambda stream: stream,
+) -> Repository:
+    """A repository of this machine, opened through a far side.
+
+    Args:
+        wrap: puts a fault between both.
+    """
+    near, _ = served(rights)
+    place = RemotePlace(Connection(wrap(SocketStream(near)), "far"), f"ssh://far{path}", path)
+    try:
+        config = place.read_config().config
+    except BaseException:
+        place.release()
+        raise
+    return Repository(place, config, None if password is None else lambda: password, lambda _message: None)
+
+
+def wire_of(repository: Repository) -> Connection:
+    """The connection of such a repository."""
+    place = repository._place
+    assert isinstance(place, RemotePlace)
+    return place.connection

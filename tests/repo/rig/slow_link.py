@@ -61,7 +61,9 @@ class OneWay:
 
 def main() -> int:
     delay_s, rate, log = int(sys.argv[1]) / 1000, int(sys.argv[2]), Path(sys.argv[3])
-    far = subprocess.Popen(["sh", "-c", sys.argv[5]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    far = subprocess.Popen(
+        ["sh", "-c", sys.argv[5]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    )
     assert far.stdin is not None
     assert far.stdout is not None
     there = OneWay(0, os.dup(far.stdin.fileno()), delay_s, rate)
