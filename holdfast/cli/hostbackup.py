@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from holdfast.cli.linked import Via, host_files, open_session, parse_esxi
-from holdfast.cli.output import notice
+from holdfast.cli.output import notice, warn
 from holdfast.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def back_up_from_host(
     options: BackupOptions,
     show: contextlib.AbstractContextManager[Progress],
 ) -> tuple[BackupSummary, tuple[str, ...]]:
-    """What the backup did, and what could not be put right afterwards.
+    """What the backup did, and what could not be put right afterwards; of the latter the user was told.
 
     Raises:
         SourceError, LinkError: the VM can not be backed up.
@@ -53,9 +53,15 @@ def back_up_from_host(
     if not place.rest:
         raise UsageError(f"'{source}' names no VM", hint="write esxi://HOST/VM, or --all for all of them")
     troubles: list[str] = []
+
+    def trouble(text: str) -> None:
+        troubles.append(text)
+        warn(invocation, text)
+
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(open_session(place.host))
-        troubles += settle_abandoned(session, lambda text: notice(invocation, text))
+        for text in settle_abandoned(session, lambda text: notice(invocation, text)):
+            trouble(text)
         skew_s = round(session.view.clock_s() - time.time())
         if abs(skew_s) > _SKEW_S:
             notice(
@@ -65,7 +71,7 @@ def back_up_from_host(
         vm = session.view.find(place.rest)
         files = host_files(session, how.via, lambda text: notice(invocation, text))
         stack.callback(files.close)
-        with held_machine(session, vm, how.request, files, troubles.append) as held:
+        with held_machine(session, vm, how.request, files, trouble) as held:
             machine = held.machine
             if vm_name is not None:
                 machine = dataclasses.replace(machine, name=vm_name)

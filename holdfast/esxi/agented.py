@@ -31,6 +31,7 @@ __all__ = ["AgentFiles", "AgentScanner", "AgentSource"]
 
 _AHEAD: Final = 64
 _NOTHING: Final = bytes(32)
+_LOOK: Final = "see the host's log (vmkernel.log) for its storage"
 
 
 class AgentSource(ReaderSource):
@@ -58,9 +59,9 @@ class AgentFiles:
         """See `HostFiles.open`."""
         return AgentSource(self.link.open(path))
 
-    def scanner(self, source: ChainSource | JoinedSource) -> AgentScanner:
+    def scanner(self, source: ChainSource | JoinedSource, where: str) -> AgentScanner:
         """See `HostFiles.scanner`."""
-        return AgentScanner(self.link, source)
+        return AgentScanner(self.link, source, where)
 
     def close(self) -> None:
         """Ends the agent. May be called twice."""
@@ -72,10 +73,12 @@ class AgentScanner:
 
     Args:
         source: the disk, made of `AgentSource`s.
+        where: its descriptor, for messages.
     """
 
-    def __init__(self, link: AgentLink, source: ChainSource | JoinedSource) -> None:
+    def __init__(self, link: AgentLink, source: ChainSource | JoinedSource, where: str) -> None:
         self._link = link
+        self._where = printable(where)
         self._source = source
         self._cutters: dict[Cutting, int] = {}
         self._found: dict[tuple[int, int], Found] = {}
@@ -112,7 +115,11 @@ class AgentScanner:
             self._begin(wanted, cutting)
         assert self._stream is not None
         while True:
-            result = next(self._stream, None)
+            try:
+                result = next(self._stream, None)
+            except SourceError as error:
+                self._stream = None
+                raise type(error)(f"{self._where}: {error.message}", hint=error.hint or _LOOK) from None
             if result is None:
                 self._stream = None
                 raise SourceError("the agent on the host did not answer for a segment that it was asked for")

@@ -130,13 +130,14 @@ class Console:
         for pause_s in (*_PAUSES_S, None):
             try:
                 result = self.link.run(script, timeout_s=120.0, limit_bytes=limit_bytes + 64, sentinel=True)
-                break
+                if result.status in (0, _STATUS_OF_NOTHING) or pause_s is None:
+                    break
             except LinkTimeout:
                 raise
             except LinkLost:
                 if pause_s is None:
                     raise
-                self.pause(pause_s)
+            self.pause(pause_s)
         if result.status == _STATUS_OF_NOTHING:
             raise SourceNotFound(f"{where} does not exist on the host")
         if result.status:
@@ -203,7 +204,7 @@ def file_error(where: str, said: bytes) -> SourceError:
         return SourceNotFound(
             f"{where} does not exist on the host any more", hint="was the VM moved, or its snapshot removed?"
         )
-    if "busy" in words:
+    if "resource busy" in words:
         return SourceChanged(
             f"{where} is locked by the host: {words}",
             hint="the VM was powered on or its snapshot was removed meanwhile: run the backup again",

@@ -46,7 +46,7 @@ class HostFiles(Protocol):
         """
         ...
 
-    def scanner(self, source: ChainSource | JoinedSource) -> SegmentScanner | None:
+    def scanner(self, source: ChainSource | JoinedSource, where: str) -> SegmentScanner | None:
         """What cuts and hashes a disk of these files on the host itself; None if it can not be done there."""
         ...
 

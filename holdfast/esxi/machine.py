@@ -30,7 +30,6 @@ from holdfast.errors import (
     HoldfastError,
     SourceChanged,
     SourceError,
-    SourceFormat,
     SourceNotFound,
     SourceUnsupported,
     UsageError,
@@ -272,7 +271,7 @@ def _opened(
         adapter=descriptor.adapter,
         geometry=descriptor.geometry,
     )
-    return disk, SourceDisk(info, found.source, files.scanner(found.source))
+    return disk, SourceDisk(info, found.source, files.scanner(found.source, disk.path))
 
 
 def _machine(
@@ -403,7 +402,7 @@ def _put_right(
         if debt.power_on:
             PowerSwitch(session.view, session.patience).start(vm)
             entry.update(power_on=False)
-    except (HoldfastError, SourceFormat) as error:
+    except HoldfastError as error:
         settled = False
         warn(
             f"{vm.shown} could not be put back as it was: {error.message}; the next backup from this host, or "

@@ -27,6 +27,9 @@ from holdfast.esxi.vmx import MAX_VMX_BYTES, Vmx, parse_vmx
 __all__ = ["Patience", "SnapshotKeeper", "Taken", "attached_paths", "read_vmx"]
 
 
+_SEE_LOG: Final = "see vmware.log in the VM's folder; then run the backup again, without --quiesce or --memory if they were on"
+
+
 @dataclass(frozen=True, slots=True)
 class Patience:
     """How long to wait for a host.
@@ -108,13 +111,15 @@ class SnapshotKeeper:
                 )
             fault = fault_in(text)
             if fault is not None:
-                raise fault_error(fault, doing)
+                error = fault_error(fault, doing)
+                raise type(error)(error.message, hint=error.hint or _SEE_LOG)
             listed = [key for key in self._view.tasks(vm) if key not in before]
             seen += [key for key in listed if key not in seen]
             for key in seen:
                 task = self._view.task(key)
                 if task is not None and task.fault is not None and "snapshot" in key.lower():
-                    raise fault_error(task.fault, doing)
+                    error = fault_error(task.fault, doing)
+                    raise type(error)(error.message, hint=error.hint or _SEE_LOG)
                 if task is not None and task.state in ("queued", "running"):
                     wait.progress()
             if not wait.on():

@@ -47,14 +47,15 @@ class StreamedFiles:
             f"stat -L -c %s {shlex.quote(path)} && dd if={shlex.quote(path)} of=/dev/null bs=512 count=1 2>&1",
             f"opening {where}",
         )
-        head = answer.text.split("\n", 1)[0].strip()
+        head, _, rest = answer.text.partition("\n")
+        head = head.strip()
         if answer.status or not head.isdecimal():
-            raise file_error(where, answer.text.encode())
+            raise file_error(where, (rest if head.isdecimal() else answer.text).encode())
         return StreamSource(self._bulk.start, path, int(head))
 
-    def scanner(self, source: object) -> None:
+    def scanner(self, source: object, where: str) -> None:
         """See `HostFiles.scanner`: a stream can only be read."""
-        del source
+        del source, where
 
     def close(self) -> None:
         """Nothing is held."""

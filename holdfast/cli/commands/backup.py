@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from holdfast.cli.failures import print_failure
+from holdfast.cli.fleet import expand_all
 from holdfast.cli.invocation import Invocation
 from holdfast.cli.linked import is_esxi
 from holdfast.cli.options import repository_options, workers_option
 from holdfast.cli.output import notice, print_json, say, warn
 from holdfast.cli.passwords import password_is_given
 from holdfast.cli.progress import progress
+from holdfast.cli.progress_file import ProgressFile
+from holdfast.cli.several import back_up_several
 from holdfast.errors import EXIT_WARNINGS, HoldfastError, LinkError, SourceError, UsageError
 from holdfast.units import format_duration, format_size, format_time, parse_time
 
@@ -83,11 +86,26 @@ def _labels(pairs: tuple[str, ...]) -> dict[str, str]:
     type=click.Choice(["agent", "stream"]),
     help="Of a host: have it find out what is new with its own Python, or read everything over the network. [default: agent, if it has a Python]",
 )
+@click.option("--all", "all_vms", is_flag=True, help="All VMs of the hosts that are named as esxi://HOST.")
+@click.option(
+    "--exclude", metavar="GLOB", multiple=True, help="With --all: not the VMs with such a name. Repeatable."
+)
+@click.option(
+    "--parallel",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="So many sources at once.",
+)
+@click.option(
+    "--progress-file", metavar="FILE", default="", help="Append the progress to this file, as JSON lines."
+)
 @workers_option
 @repository_options
-@click.pass_obj
+@click.pass_context
 def command(
-    invocation: Invocation,
+    context: click.Context,
     sources: tuple[str, ...],
     vm: str | None,
     label: tuple[str, ...],
@@ -102,6 +120,10 @@ def command(
     shutdown_time: int,
     disk: tuple[str, ...],
     via: str | None,
+    all_vms: bool,
+    exclude: tuple[str, ...],
+    parallel: int,
+    progress_file: str,
     workers: int | None,
 ) -> None:
     """Back up VMs of linked hosts, VM folders, disk images or block devices.
@@ -118,6 +140,13 @@ def command(
     from holdfast.esxi.machine import Request
     from holdfast.repo.backup import BackupOptions
 
+    invocation = context.find_object(Invocation)
+    assert invocation is not None
+    told = invocation
+    if exclude and not all_vms:
+        raise UsageError("--exclude goes with --all")
+    if all_vms:
+        sources = expand_all(sources, exclude, lambda text: notice(told, text))
     if vm is not None and len(sources) > 1:
         raise UsageError("--vm names one VM, but there are several sources", hint="back them up one by one")
     if vm == "":
@@ -144,6 +173,10 @@ def command(
         dry_run=dry_run,
         workers=workers,
     )
+    states = ProgressFile(progress_file)
+    if parallel > 1 and len(sources) > 1:
+        back_up_several(invocation, context, sources, parallel, states)
+        return
     failed: HoldfastError | None = None
     with invocation.open_repository() as repository:
         if repository.config.encryption is None and password_is_given(invocation):
@@ -154,13 +187,15 @@ def command(
         for source in sources:
             try:
                 if is_esxi(source):
-                    _back_up_held(invocation, repository, source, vm, held, options)
+                    _back_up_held(invocation, repository, source, vm, held, options, states)
                 else:
                     _back_up(invocation, repository, source, vm, map_file, options)
             except (SourceError, UsageError, LinkError) as error:
                 if len(sources) == 1:
+                    states.note(source, {"type": "error", "code": error.exit_code, "message": error.message})
                     raise
                 failed = failed or error
+                states.note(source, {"type": "error", "code": error.exit_code, "message": error.message})
                 print_failure(error.message, error.exit_code, error.hint, json=invocation.json)
     if failed is not None:
         invocation.exit_code = failed.exit_code
@@ -221,20 +256,23 @@ def _back_up_held(
     vm: str | None,
     held: HostBackup,
     options: BackupOptions,
+    states: ProgressFile,
 ) -> None:
     from holdfast.cli.hostbackup import back_up_from_host
 
     invocation.if_interrupted = (
         "no restore point was made; what was stored so far is found again by the next backup of this VM"
     )
-    showing = progress(invocation, f"backing up {source}")
+    showing = states.around(source, progress(invocation, f"backing up {source}"))
     summary, troubles = back_up_from_host(invocation, repository, source, vm, held, options, showing)
     invocation.if_interrupted = ""
     if summary.warnings or troubles:
         invocation.exit_code = EXIT_WARNINGS
-    for warning in (*summary.warnings, *troubles):
+    for warning in summary.warnings:
         warn(invocation, warning)
-    _tell(invocation, source, dataclasses.replace(summary, warnings=(*summary.warnings, *troubles)))
+    summary = dataclasses.replace(summary, warnings=(*summary.warnings, *troubles))
+    states.note(source, {"type": "summary", "point": summary.point.hex() if summary.point else None})
+    _tell(invocation, source, summary)
 
 
 def _tell(invocation: Invocation, source: str, summary: BackupSummary) -> None:

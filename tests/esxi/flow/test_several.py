@@ -1,0 +1,60 @@
+"""Several VMs at once, into one repository: one that fails stops no other."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.esxi_host import Disk  # the stand-in is found by conftest.py
+
+if TYPE_CHECKING:
+    from tests.esxi.flow.conftest import Desk
+
+MIB = 1 << 20
+pytestmark = pytest.mark.root
+
+
+def test_all_vms_in_parallel_and_one_of_them_fails(desk: Desk) -> None:
+    host = desk.host
+    host.add_vm("web1", disks=[16 * MIB], running=True)
+    host.add_vm("it's (2) $HOME", disks=[16 * MIB], running=True)
+    host.add_vm("test-1", disks=[8 * MIB])
+    host.add_vm("cluster", disks=[Disk(8 * MIB, mode="independent_persistent")], running=True)
+    log = desk.folder / "progress.jsonl"
+    told = desk.run(
+        "backup",
+        "esxi://esx1",
+        "--all",
+        "--exclude",
+        "test-*",
+        "--parallel",
+        "2",
+        "--progress-file",
+        str(log),
+        code=45,
+    )
+    assert "2 of 3 backed up" in told.stdout
+    assert "independent" in told.stderr
+    assert {point["vm"] for point in desk.json("list")["points"]} == {"web1", "it's (2) $HOME"}
+    assert all(not vm["snapshots"] for vm in host.state()["vms"].values())
+    last = json.loads((desk.folder / "progress.jsonl.last").read_text())["sources"]
+    assert sorted(one["type"] for one in last) == ["error", "summary", "summary"]
+    assert desk.owed() == []
+
+
+def test_a_disk_that_can_not_be_read_is_left_out_and_the_point_says_so(desk: Desk) -> None:
+    desk.host.add_vm(
+        "web1",
+        disks=[8 * MIB, Disk(8 * MIB, mode="independent_persistent"), Disk(8 * MIB, kind="rdmp")],
+        running=True,
+    )
+    told = desk.run("backup", "esxi://esx1/web1", code=100)
+    assert "scsi0:1 was left out: it is independent" in told.stderr
+    point = desk.json("show", "web1@latest")
+    assert [disk["label"] for disk in point["disks"]] == ["scsi0:0"]
+    assert len(point["warnings"]) == 2
+    restored = desk.run("restore", "web1@latest", "esxi://esx1/datastore1/part", "--power-on", code=100)
+    assert "scsi0:1 was detached" in restored.stderr
+    assert list(desk.host.vm("part").disks) == ["scsi0:0"]
