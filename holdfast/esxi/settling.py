@@ -118,7 +118,7 @@ def leftovers(session: HostSession, vms: tuple[Vm, ...]) -> tuple[Leftover, ...]
                 for name in names
                 if name.startswith(PREFIX) and name not in owed | alive
             ]
-            if not tree and not session.view.tasks(vm) and _on_redo_logs(session, vm):
+            if not tree and not session.keeper.works_on(vm) and _on_redo_logs(session, vm):
                 found.append(
                     Leftover(
                         True, f"{vm.shown} has no snapshots but runs on redo logs: it needs consolidation"
@@ -134,12 +134,12 @@ def consolidate(session: HostSession, vm: Vm) -> bool:
 
     `snapshot.removeall` is what consolidates; it is only called when the tree is empty, as it spares no snapshot.
     """
-    if session.view.snapshots(vm) or session.view.tasks(vm) or not _on_redo_logs(session, vm):
+    if session.view.snapshots(vm) or session.keeper.works_on(vm) or not _on_redo_logs(session, vm):
         return False
     words = ("vim-cmd", "vmsvc/snapshot.removeall", str(vm.id))
     session.console.act(words, f"consolidating {vm.shown}", timeout_s=session.patience.remove_s)
     for _ in range(2000):
-        if not session.view.tasks(vm) and not _on_redo_logs(session, vm):
+        if not session.keeper.works_on(vm) and not _on_redo_logs(session, vm):
             return True
         session.console.pause(session.patience.every_s)
     return False

@@ -162,7 +162,7 @@ class SnapshotKeeper:
     def _wait_for_creation(self, vm: Vm, name: str) -> str:
         """Waits until no snapshot can come into being any more."""
         wait = _Wait(self._view, 0.0, self._patience.create_s, self._patience.every_s)
-        while self.find(vm, name) is None and self._working(vm, "createsnapshot"):
+        while self.find(vm, name) is None and self.works_on(vm, "createsnapshot"):
             wait.progress()
             if not wait.on():
                 return "the host is still making it"
@@ -181,7 +181,7 @@ class SnapshotKeeper:
         seen: list[str] = []
         wait = _Wait(self._view, self._patience.appear_s / 4, self._patience.remove_s, self._patience.every_s)
         while True:
-            working = self._working(vm, "snapshot")
+            working = self.works_on(vm, "snapshot")
             gone = self.find(vm, snapshot.name) is None
             if gone and not working:
                 return ""
@@ -195,7 +195,7 @@ class SnapshotKeeper:
             if (fault is not None and not working) or not wait.on():
                 return trouble
 
-    def _working(self, vm: Vm, word: str) -> bool:
+    def works_on(self, vm: Vm, word: str = "") -> bool:
         """Whether the host lists a task of the VM that has this word in its name and is not over."""
         for key in self._view.tasks(vm):
             if word in key.lower():
@@ -213,7 +213,7 @@ class SnapshotKeeper:
             files = {path for path in brought if self._view.console.exists(path)}
             if not in_use and not files:
                 return ()
-            if self._working(vm, "snapshot"):
+            if self.works_on(vm, "snapshot"):
                 wait.progress()
             if wait.on():
                 continue

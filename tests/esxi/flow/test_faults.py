@@ -30,7 +30,7 @@ class Case(NamedTuple):
 CASES = [
     Case("refuse_connections", True, 51, "is the host not overloaded"),
     Case("drop_after_bytes", 400_000, 54, "can be run again"),
-    Case("drop_after_bytes", 3 * MIB, 54, "can be run again", ("--via", "stream")),
+    Case("drop_after_bytes", 12 * MIB, 54, "can be run again", ("--via", "stream")),
     Case("no_python", True, 0, "no python3"),
     Case("session_noise", "WARNING: post-quantum\n", 0),
     Case("banner", "Welcome to a host\n", 0),
