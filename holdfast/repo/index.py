@@ -176,6 +176,19 @@ class Index(Protocol):
         """
         ...
 
+    def point_states(self) -> dict[PointId, bool]:
+        """The ids of all restore points, and whether each is hidden: what `points` costs without its manifests."""
+        ...
+
+    def get_points(self, ids: Sequence[PointId]) -> list[PointRow]:
+        """Some restore points, in the order of `ids`.
+
+        Raises:
+            PointNotFound: one of them does not exist any more.
+            DamagedIndex: a row is damaged.
+        """
+        ...
+
     def changes(self) -> int:
         """A number that is another one whenever something was committed, by whichever process. Costs nothing."""
         ...

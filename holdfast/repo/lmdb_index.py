@@ -342,6 +342,21 @@ class LmdbIndex:
                 raise DamagedIndex("the index does not list all restore points that it should")
         return found
 
+    def point_states(self) -> dict[PointId, bool]:
+        """See `Index.point_states`."""
+        return {row.id: row.hidden for row in self.points()}
+
+    def get_points(self, ids: Sequence[PointId]) -> list[PointRow]:
+        """See `Index.get_points`."""
+        found: list[PointRow] = []
+        with _translated("reading restore points"), self._begin() as txn:
+            for point in ids:
+                value = txn.get(point, db=self._points)
+                if value is None:
+                    raise PointNotFound(f"restore point {point.hex()[:12]} does not exist any more")
+                found.append(rows.decode_point_row(point, value))
+        return found
+
     def changes(self) -> int:
         """See `Index.changes`."""
         with _translated("looking for changes"):

@@ -50,6 +50,7 @@ __all__ = [
     "ReplicateOptions",
     "ReplicateReport",
     "ReplicatedPoint",
+    "Targets",
     "replicate",
     "sample",
     "share_keys",
@@ -136,12 +137,13 @@ def share_keys(one: Keys, other: Keys) -> bool:
 
 
 def replicate(
-    source: Engine, target: Engine, points: Sequence[Point], options: ReplicateOptions
+    source: Engine, target: Engine, have: Targets, points: Sequence[Point], options: ReplicateOptions
 ) -> ReplicateReport:
     """Copies points, oldest first.
 
     Args:
-        points: of the source, which somebody holds meanwhile.
+        have: what the target holds.
+        points: of the source, which somebody holds meanwhile, as well as what `have` may build upon.
 
     Durability: what the report lists as copied is on the target's disk.
 
@@ -152,7 +154,6 @@ def replicate(
     began = time.monotonic()
     same = share_keys(source.keys, target.keys)
     report = ReplicateReport(same)
-    have = _Targets(source, target)
     for point in sorted(points, key=lambda p: (p.manifest.time, p.manifest.received_ms, p.id)):
         state = have.state(point)
         if state == "listed":
@@ -167,20 +168,25 @@ def replicate(
     return report
 
 
-class _Targets:
-    """The target's points, and what has been added to them; the plaintexts of the source's manifests."""
+class Targets:
+    """The target's points, and what has been added to them.
 
-    def __init__(self, source: Engine, target: Engine) -> None:
-        self.manifests = {
-            row.id: open_manifest(row, source.opener) for row in source.index.points() if not row.hidden
-        }
+    Where keys are the same, ids tell which points the target has: no manifest travels to find that out. Where they
+    are not, a copy has another id than its original, and the session that made it says which one it is.
+    """
+
+    def __init__(self, target: Engine, *, same_keys: bool) -> None:
         self.points: list[Point] = []
         self._states: dict[object, str] = {}
+        if same_keys:
+            for point_id, hidden in target.index.point_states().items():
+                self._states[point_id] = "forgotten" if hidden else "listed"
+            return
         for row in target.index.points():
             point = open_point(row, target.opener)
-            # A point that was sealed anew has another id; the session that made it says which one it is.
-            state = "forgotten" if row.hidden else "listed"
-            self._states[point.id] = self._states[point.manifest.session] = state
+            self._states[point.id] = self._states[point.manifest.session] = (
+                "forgotten" if row.hidden else "listed"
+            )
             if not row.hidden:
                 self.points.append(point)
 
@@ -188,9 +194,9 @@ class _Targets:
         """Whether the target lists a point, has forgotten it, or has none such."""
         return self._states.get(point.id) or self._states.get(point.manifest.session)
 
-    def is_in_source(self, point: Point) -> bool:
-        """Whether the source lists it too, so that its tree can be read there."""
-        return point.id in self.manifests
+    def build_upon(self, points: Sequence[Point]) -> None:
+        """Names points of the source that the target may have, too: what they need is not looked at again."""
+        self.points += [point for point in points if self._states.get(point.id) == "listed"]
 
     def add(self, point: Point) -> None:
         """Notes a point that was copied."""
@@ -210,7 +216,7 @@ class _Targets:
 
 
 @contextlib.contextmanager
-def _session(target: Engine, have: _Targets, base: Point | None) -> Iterator[tuple[Session, Point | None]]:
+def _session(target: Engine, have: Targets, base: Point | None) -> Iterator[tuple[Session, Point | None]]:
     """A session of the target that holds `base`, or a sooner one without it if it is gone."""
     sealer = Sealer(target.keys, target.config.compression.level)
     while True:
@@ -410,21 +416,21 @@ def new_nodes(trees: TreeReader, old: ContentTree | None, new: ContentTree) -> I
 
 
 def _copy_point(
-    source: Engine, target: Engine, have: _Targets, point: Point, options: ReplicateOptions
+    source: Engine, target: Engine, have: Targets, point: Point, options: ReplicateOptions
 ) -> ReplicatedPoint:
     if options.dry_run:
-        near = have.base(point)
-        pairs = _pairs(point, near if near and have.is_in_source(near) else None)
+        pairs = _pairs(point, have.base(point))
         counting = _Copy(source, target, None, options)
         counting.run(pairs)
         have.add(point)
         return _replicated(point, None, counting, b"")
     with _session(target, have, have.base(point)) as (session, base):
         copy = _Copy(source, target, session, options)
-        copy.run(_pairs(point, base if base and have.is_in_source(base) else None))
+        copy.run(_pairs(point, base))
         session.flush()
         proof = copy.proof()
-        session.commit_point(point.id, have.manifests[point.id])
+        (row,) = source.index.get_points([point.id])
+        session.commit_point(point.id, open_manifest(row, source.opener))
     have.add(point)
     return _replicated(point, point.id, copy, proof)
 
@@ -450,7 +456,7 @@ def _replicated(point: Point, target_id: PointId | None, copy: _Copy, proof: byt
 
 
 def _translate_point(
-    source: Engine, target: Engine, have: _Targets, point: Point, options: ReplicateOptions
+    source: Engine, target: Engine, have: Targets, point: Point, options: ReplicateOptions
 ) -> ReplicatedPoint:
     manifest = point.manifest
     machine = Machine(

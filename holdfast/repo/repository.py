@@ -18,7 +18,7 @@ import os
 import sys
 import threading
 import time as _time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -393,16 +393,18 @@ class Repository:
             PointNotFound: there is no such VM.
             DamagedIndex: the index does not hold what it should.
         """
+        found = self._opened(row for row in self._index().points() if not row.hidden)
+        return found if vm is None else points_of_vm(found, vm)
+
+    def _opened(self, rows: Iterable[PointRow]) -> list[Point]:
+        """The points of some rows, oldest first."""
         opener = Opener(self.unlock())
         found: list[Point] = []
-        for row in self._index().points():
+        for row in rows:
             try:
-                if not row.hidden:
-                    found.append(open_point(row, opener))
+                found.append(open_point(row, opener))
             except UnsupportedFormat as error:
                 self._notify(f"restore point {row.id.hex()[:12]} is left out: {error.message}")
-        if vm is not None:
-            return points_of_vm(found, vm)
         return sorted(found, key=lambda p: (p.manifest.time, p.manifest.received_ms, p.id))
 
     def resolve(self, text: str) -> Point:
@@ -707,7 +709,7 @@ class Repository:
             UsageError: the target is this repository.
             DamagedData: something can not be read; the points before it have been copied.
         """
-        from holdfast.repo.replicate import ReplicateOptions, replicate
+        from holdfast.repo.replicate import ReplicateOptions, ReplicateReport, Targets, replicate, share_keys
 
         options = options or ReplicateOptions()
         if target.config.id == self.config.id:
@@ -715,12 +717,32 @@ class Repository:
                 "the source and the target are the same repository",
                 hint="a copy of a repository's folder has its id, too: make the target with 'holdfast init'",
             )
-        there = target._engine()
         if not options.dry_run:
             target._require_writable()
+        there = target._engine()
+        same = share_keys(self.unlock(), there.keys)
+        have = Targets(there, same_keys=same)
+        if all(map(have.state, points)):
+            listed = [have.state(point) for point in points].count("listed")
+            return ReplicateReport(same, already=listed, forgotten=len(points) - listed)
+        if not options.dry_run:
+            changes = there.index.changes()
             adopt_strays(there.store, there.index, there.home, int(_time.time()), grown=True)
-        with self._holding_listed("replicate"):
-            return replicate(self._engine(), there, points, options)
+            if changes != there.index.changes():
+                have = Targets(there, same_keys=same)
+        with self._holding_listed("replicate", known=target) as every:
+            if same:
+                have.build_upon(every)
+            return replicate(self._engine(), there, have, points, options)
+
+    def points_beside(self, other: Repository) -> list[Point]:
+        """The same as `points`; what both list is read in `other`, if that is here and this one is far."""
+        if not self._place.is_far or other._place.is_far or self.unlock() != other.unlock():
+            return self.points()
+        listed = {point for point, hidden in self._index().point_states().items() if not hidden}
+        rows = [row for row in other._index().points() if row.id in listed]
+        missing = listed - {row.id for row in rows}
+        return self._opened([*rows, *self._index().get_points(sorted(missing))])
 
     def sample(
         self,
@@ -791,11 +813,16 @@ class Repository:
         return checker.report
 
     @contextlib.contextmanager
-    def _holding_listed(self, kind: str, points: Sequence[Point] | None = None) -> Iterator[Sequence[Point]]:
-        """Holds these points, or all that are listed."""
+    def _holding_listed(
+        self, kind: str, points: Sequence[Point] | None = None, known: Repository | None = None
+    ) -> Iterator[Sequence[Point]]:
+        """Holds these points, or all that are listed, for which `known` helps; see `points_beside`."""
         with contextlib.ExitStack() as stack:
             while True:
-                wanted = self.points() if points is None else points
+                if points is not None:
+                    wanted = points
+                else:
+                    wanted = self.points() if known is None else self.points_beside(known)
                 try:
                     stack.enter_context(self.holding(kind, wanted))
                     break

@@ -17,6 +17,8 @@ import pytest
 
 from holdfast.cli.entry import run
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "repo"))  # `rig` makes disks
+
 DISK_BYTES = 24 << 20
 DAY_1, DAY_2 = "2026-11-21T02:00:00Z", "2026-11-22T02:00:00Z"
 

@@ -38,7 +38,7 @@ __all__ = ["command", "open_other"]
     "--older-than", metavar="DURATION", help="Read only packs that were last verified longer ago (30d)."
 )
 @click.option("--repair", is_flag=True, help="Read all data, and heal what is damaged.")
-@click.option("--from", "other", metavar="PATH", help="With --repair: another repository to heal from.")
+@click.option("--from", "other", metavar="ADDRESS", help="With --repair: another repository to heal from.")
 @click.option(
     "--from-password-file",
     metavar="FILE",

@@ -72,7 +72,7 @@ def compression_level(text: str) -> int:
 )
 @click.option(
     "--like",
-    metavar="PATH",
+    metavar="ADDRESS",
     help="Take encryption, key and chunking from this repository, so that replication copies records as they are.",
 )
 @click.option(

@@ -26,8 +26,8 @@ __all__ = ["command"]
 
 
 @click.command("replicate")
-@click.option("--to", metavar="PATH", help="Copy from -r into this repository.")
-@click.option("--from", "source", metavar="PATH", help="Copy from this repository into -r.")
+@click.option("--to", metavar="ADDRESS", help="Copy from -r into this repository.")
+@click.option("--from", "source", metavar="ADDRESS", help="Copy from this repository into -r.")
 @click.option(
     "--other-password-file", metavar="FILE", help="The other repository's password. [default: that of -r]"
 )
@@ -83,7 +83,7 @@ def command(
     and encrypted anew.
     """
     if (to is None) == (source is None):
-        raise UsageError("name the other repository", hint="with --to PATH, or with --from PATH")
+        raise UsageError("name the other repository", hint="with --to ADDRESS, or with --from ADDRESS")
     if dry_run and (verify or challenge or repair):
         raise UsageError("--dry-run copies nothing, so there is nothing to verify or to repair")
     share = 1.0 if verify else parse_share(challenge) if challenge else 0.0
@@ -93,11 +93,11 @@ def command(
         mine = stack.enter_context(invocation.open_repository())
         other = open_other(invocation, stack, to or source or "", other_password_file)
         one, two = (mine, other) if to is not None else (other, mine)
-        points = wanted.choose(one)
+        points = wanted.choose(one.points_beside(two))
         healed = _repair(invocation, one, two, workers) if repair else None
         invocation.if_interrupted = "what was copied is found again by the next 'holdfast replicate'"
         report = _copy(invocation, one, two, points, dry_run, ack, rate, workers)
-        proven = _prove(invocation, two, points, share, workers) if share else 0
+        proven = _prove(invocation, one, two, points, share, workers) if share else 0
     if invocation.json:
         print_json(_as_json(report, proven, healed, dry_run=dry_run))
     else:
@@ -115,13 +115,11 @@ class _Wanted:
         self._last = last
         self._since = since
 
-    def choose(self, repository: Repository) -> list[Point]:
-        """The points of a repository that are meant, oldest first."""
-        found = (
-            [point for vm in self._vms for point in repository.points(vm)]
-            if self._vms
-            else repository.points()
-        )
+    def choose(self, points: Sequence[Point]) -> list[Point]:
+        """Those of some points that are meant, oldest first."""
+        from holdfast.repo.points import points_of_vm
+
+        found = [point for vm in self._vms for point in points_of_vm(points, vm)] if self._vms else points
         found = [
             point
             for point in {point.id: point for point in found}.values()
@@ -185,7 +183,12 @@ def _repair(invocation: Invocation, source: Repository, target: Repository, work
 
 
 def _prove(
-    invocation: Invocation, target: Repository, points: Sequence[Point], share: float, workers: int | None
+    invocation: Invocation,
+    source: Repository,
+    target: Repository,
+    points: Sequence[Point],
+    share: float,
+    workers: int | None,
 ) -> int:
     """Reads points back in the target; returns how many.
 
@@ -193,7 +196,7 @@ def _prove(
         IntegrityError: something is damaged there.
     """
     sessions = {point.manifest.session for point in points}
-    there = [point for point in target.points() if point.manifest.session in sessions]
+    there = [point for point in target.points_beside(source) if point.manifest.session in sessions]
     with progress(invocation, "verifying") as bar:
         if share < 1:
             target.sample(there, share, bar.update)

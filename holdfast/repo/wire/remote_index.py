@@ -86,11 +86,7 @@ class RemoteIndex:
         """See `Index.points`."""
         states = self._connection.ask(m.ListPoints()).points
         while missing := [one for one, _ in states if one not in self._points][:_AT_ONCE]:
-            known = len(self._points)
-            for key, value in self._connection.ask(m.GetPoints(tuple(missing))).rows:
-                row = rows.decode_point_row(key, value)
-                self._points[row.id] = row
-            if len(self._points) == known:  # they have been collected meanwhile
+            if not self._fetch(missing):  # they have been collected meanwhile
                 states = self._connection.ask(m.ListPoints()).points
                 if [one for one, _ in states if one not in self._points][:_AT_ONCE] == missing:
                     raise ProtocolError(f"{self._connection.name} lists points that it does not have")
@@ -100,6 +96,28 @@ class RemoteIndex:
             replace(self._points[point], hidden=bool(bits & 1), pinned=bool(bits & 2))
             for point, bits in listed.items()
         ]
+
+    def _fetch(self, missing: Sequence[bytes]) -> int:
+        """Asks for rows of points; how many came: as many as the far side puts into one answer."""
+        known = len(self._points)
+        for key, value in self._connection.ask(m.GetPoints(tuple(missing))).rows:
+            row = rows.decode_point_row(key, value)
+            self._points[row.id] = row
+        return len(self._points) - known
+
+    def point_states(self) -> dict[PointId, bool]:
+        """See `Index.point_states`: 33 bytes for each point travel."""
+        states = self._connection.ask(m.ListPoints()).points
+        return {PointId(RecordId(one)): bool(bits & 1) for one, bits in states}
+
+    def get_points(self, ids: Sequence[PointId]) -> list[PointRow]:
+        """See `Index.get_points`; whether one is hidden or pinned is as old as its row."""
+        if any(one not in self._points for one in ids):
+            self._connection.ask(m.ListPoints())  # the far side answers from what it listed last
+        while missing := [one for one in ids if one not in self._points][:_AT_ONCE]:
+            if not self._fetch(missing):
+                raise ProtocolError(f"{self._connection.name} does not send the points that it was asked for")
+        return [self._points[one] for one in ids]
 
     def changes(self) -> int:
         """See `Index.changes`; it costs a round trip here."""

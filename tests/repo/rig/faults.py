@@ -244,6 +244,12 @@ class FaultyIndex:
     def points(self) -> list[PointRow]:
         return self._index.points()
 
+    def point_states(self) -> dict[PointId, bool]:
+        return self._index.point_states()
+
+    def get_points(self, ids: Sequence[PointId]) -> list[PointRow]:
+        return self._index.get_points(ids)
+
     def changes(self) -> int:
         return self._index.changes()
 

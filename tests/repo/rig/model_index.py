@@ -170,6 +170,15 @@ class ModelIndex:
         with self._lock:
             return [row for _, row in sorted(self._state.points.items())]
 
+    def point_states(self) -> dict[PointId, bool]:
+        return {row.id: row.hidden for row in self.points()}
+
+    def get_points(self, ids: Sequence[PointId]) -> list[PointRow]:
+        with self._lock:
+            if missing := set(ids) - self._state.points.keys():
+                raise PointNotFound(f"{len(missing)} points are gone")
+            return [self._state.points[one] for one in ids]
+
     def changes(self) -> int:
         with self._lock:
             return zlib.crc32(repr(self._state).encode())
