@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from demo.esxi_guests import DISK_BYTES, MIB, BusyGuest, clone_disk, database_blocks, make_system_disk
+from tests.esxi_host import Disk, StandIn, StandInError, VmState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from tests.esxi_host import StandIn, VmState
 
 VMS = ("web1", "web2")
 NEEDED = {
@@ -150,18 +149,21 @@ def back_up_both(host: StandIn, guests: list[BusyGuest], label: str) -> int:
     """Both VMs at once, each by a process of its own; bytes over the wire. What they print is shown one after the other."""
     before = host.traffic()
     writes = [guest.writes for guest in guests]
-    processes = []
-    for name in VMS:
-        command = ["holdfast", "backup", f"esxi://esx1/{name}", "--label", label]
-        print(f"{Colours.cyan}$ {shlex.join(command)} &{Colours.plain}", flush=True)
-        processes.append(
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
-    for name, process in zip(VMS, processes, strict=True):
-        said = process.communicate()[0]
-        print(said, end="", flush=True)
-        if process.returncode:
-            fail(f"the backup of {name} ended with {process.returncode}")
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for name in VMS:
+            command = ["holdfast", "backup", f"esxi://esx1/{name}", "--label", label]
+            print(f"{Colours.cyan}$ {shlex.join(command)} &{Colours.plain}", flush=True)
+            process = stack.enter_context(
+                subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            )
+            stack.callback(process.terminate)  # where the tour is ended meanwhile
+            processes.append(process)
+        for name, process in zip(VMS, processes, strict=True):
+            said = process.communicate()[0]
+            print(said, end="", flush=True)
+            if process.returncode:
+                fail(f"the backup of {name} ended with {process.returncode}")
     for guest, earlier in zip(guests, writes, strict=True):
         if guest.error is not None or guest.writes == earlier:
             fail(f"a guest did not write during the backup ({guest.error})")
@@ -220,8 +222,6 @@ def tour(work: Path) -> None:
     Raises:
         Failed: something is not as it is told.
     """
-    from tests.esxi_host import Disk, StandIn
-
     began_s = time.monotonic()
     tell(
         "\nThe second half of the demo backs up VMs of an ESXi host while they run. The host is a stand-in: a real sshd, real\n"
@@ -316,7 +316,7 @@ def main() -> int:
         with work_folder() as work, contextlib.chdir(work):
             own_environment(work)
             tour(work)
-    except Failed as failure:
+    except (Failed, StandInError, RuntimeError, OSError, subprocess.SubprocessError) as failure:
         print(f"{Colours.red}  FAILED: {failure}{Colours.plain}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
