@@ -13,6 +13,8 @@ import tarfile
 from typing import TYPE_CHECKING, Final
 
 from holdfast.errors import DestinationExists, HoldfastError, storage_error
+from holdfast.esxi.vmx import MAX_VMX_BYTES
+from holdfast.esxi.vmxedit import VmxText
 
 if TYPE_CHECKING:
     from holdfast.esxi.host import HostSession
@@ -29,6 +31,7 @@ _VM_COMMANDS: Final = (
     "get.summary", "get.config", "get.runtime", "get.filelayoutex", "get.datastores", "device.getdevices",
     "snapshot.get", "power.getstate", "get.tasklist",
 )  # fmt: skip
+_SHORTEST_NOTE: Final = 4  # a shorter line of a note would be found in the middle of words
 _PATTERNS: Final = (
     ("uuid", re.compile(r"\b[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}\b")),
     ("uuid", re.compile(r"\b(?:[0-9a-fA-F]{2} ){7}[0-9a-fA-F]{2}[- ](?:[0-9a-fA-F]{2} ){7}[0-9a-fA-F]{2}\b")),
@@ -87,6 +90,10 @@ def capture_host(session: HostSession, out: str) -> int:
             ("snapshot", one.name) for root in session.view.snapshots(vm) for one in root.walk() if one.name
         ]
     names += [("host", word) for word in session.console.run("hostname; hostname -s", "asking").text.split()]
+    names += [("note", row.note) for row in session.view.listing().rows if len(row.note) >= _SHORTEST_NOTE]
+    for vm in vms:
+        note = VmxText(session.console.read(vm.vmx, MAX_VMX_BYTES)).get("annotation")
+        names += [("note", line.strip()) for line in note.splitlines() if len(line.strip()) >= _SHORTEST_NOTE]
     commands = list(_HOST_COMMANDS)
     for vm in vms:
         commands += [f"vim-cmd vmsvc/{verb} {vm.id}" for verb in _VM_COMMANDS]
