@@ -286,6 +286,27 @@ class Repository:
         """Sends what the user should see somewhere else from now on."""
         self._notify = notify
 
+    def detach(self) -> None:
+        """Lets go of a connection to another host, which must not cross a fork; keys that are unlocked stay so.
+
+        Nothing else may be done then before `attach`. A repository of this machine needs neither.
+        """
+        if self._place.is_far:
+            self.close()
+            self._records_ = self._trees_ = None
+
+    def attach(self) -> None:
+        """Connects anew after `detach`, in whichever process.
+
+        Raises:
+            LinkError: the other host can not be reached.
+            NoRepository, UnsupportedFormat, DamagedConfig: as `open`.
+        """
+        if self._place.is_far:
+            self._place = place_of(self._place.path)
+            self._store = self._place.store
+            self.config = self._place.read_config().config
+
     @property
     def path(self) -> str:
         """Where it is."""

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from holdfast.errors import LinkError
+from holdfast.repo.repository import Repository
+
 
 def far_command(*options: str) -> str:
     return " ".join([sys.executable, "-m", "holdfast", "serve", "--stdio", *options])
@@ -117,3 +120,19 @@ def test_restricted_far_sides_refuse(run, tmp_path: Path, disk: Path) -> None:
     assert "--read-only" in run("-r", far(inside / "repo"), "backup", disk, far=read, code=32).err
     run("-r", far(inside / "repo"), "check", "--read-data", far=read)
     run("-r", inside / "repo", "check", "--read-data")
+
+
+def test_a_repository_is_let_go_of_for_a_fork_and_taken_up_again(run, tmp_path: Path, disk: Path) -> None:
+    there = far(tmp_path / "repo")
+    run("-r", there, "init", "--encryption", "aes256-gcm", password="x")
+    run("-r", there, "backup", disk, password="x")
+    asked = []
+    with Repository.open(there, password=lambda: asked.append(1) or "x") as repository:
+        before = repository.points()
+        repository.detach()
+        with pytest.raises(LinkError):
+            repository.points()
+        repository.attach()
+        assert repository.points() == before
+        assert len(asked) == 1  # the keys have stayed
+        repository.detach()

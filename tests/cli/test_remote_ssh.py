@@ -41,7 +41,12 @@ def test_from_init_to_restore(holdfast: Any, sshd: Sshd, tmp_path: Path) -> None
     disk = tmp_path / "web1.raw"
     disk.write_bytes(random.Random(1).randbytes(5_000_000))
     there = f"ssh://{sshd.address}{tmp_path}/repo"
-    for words in (["init"], ["backup", disk], ["check", "--read-data"], ["restore", "web1@latest", tmp_path / "out"]):
+    for words in (
+        ["init"],
+        ["backup", disk],
+        ["check", "--read-data"],
+        ["restore", "web1@latest", tmp_path / "out"],
+    ):
         outcome = holdfast("-r", there, *words)
         assert outcome.code == 0, outcome.err
     assert (tmp_path / "out").read_bytes() == disk.read_bytes()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import click
 
 from holdfast.cli.invocation import Invocation
@@ -49,7 +51,13 @@ def command(
             return
         repository.unlock()
         require_libfuse()
-        run_in_background(lambda ready: serve_mount(repository, plan, log_to_system, ready))
+        repository.detach()
+
+        def work(ready: Callable[[], None]) -> None:
+            repository.attach()
+            serve_mount(repository, plan, log_to_system, ready)
+
+        run_in_background(work)
         _tell(invocation, place, repository.path)
 
 
