@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -58,3 +60,21 @@ def test_a_disk_that_can_not_be_read_is_left_out_and_the_point_says_so(desk: Des
     restored = desk.run("restore", "web1@latest", "esxi://esx1/datastore1/part", "--power-on", code=100)
     assert "scsi0:1 was detached" in restored.stderr
     assert list(desk.host.vm("part").disks) == ["scsi0:0"]
+
+
+@pytest.mark.slow
+def test_an_interruption_reaches_all_of_them(desk: Desk) -> None:
+    host = desk.host
+    for name in ("web1", "web2"):
+        host.add_vm(name, disks=[24 * MIB], running=True)
+    host.faults.set("read_delay_ms", 200)
+    process = desk.start("backup", "esxi://esx1", "--all", "--parallel", "2")
+    until_s = time.monotonic() + 60
+    while not all(vm["snapshots"] for vm in host.state()["vms"].values()):
+        assert time.monotonic() < until_s
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 130, told
+    assert not any(vm["snapshots"] for vm in host.state()["vms"].values())
+    assert desk.owed() == []
