@@ -45,6 +45,7 @@ _SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "key": "Manage the passwords and the key of an encrypted repository.",
     },
     "Repositories on other hosts": {
+        "link": "Make a limited key for repositories on another host.",
         "serve": "Be the far end of a connection to repositories here.",
     },
     "Other": {

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from holdfast.esxi.hosts import HostRecord
     from holdfast.ssh.known_hosts import HostKey
 
-__all__ = ["authorized_keys_of", "link_host", "unlink_host"]
+__all__ = ["authorized_keys_of", "confirmed_key", "host_password", "link_host", "unlink_host"]
 
 _PASSWORD_VARIABLE: Final = "HOLDFAST_HOST_PASSWORD"  # noqa: S105 - its name
+_CONSOLE: Final = "on the host's console: ssh-keygen -lf /etc/ssh/ssh_host_rsa_key.pub (or _ecdsa_key.pub)"
 
 
 def authorized_keys_of(user: str) -> str:
@@ -57,8 +58,8 @@ def link_host(
     exchange_keys(
         address,
         book.access(record),
-        confirm=lambda shown: _confirmed(invocation, record, shown, fingerprint),
-        answer=_password,
+        confirm=lambda shown: confirmed_key(invocation, str(record.address), shown, fingerprint, _CONSOLE),
+        answer=host_password,
         place=authorized_keys_of(address.user),
         restrict=restrict,
         comment=f"holdfast {name}",
@@ -99,26 +100,33 @@ def unlink_host(invocation: Invocation, name: str) -> None:
                 os.unlink(path)
 
 
-def _confirmed(invocation: Invocation, record: HostRecord, shown: HostKey, fingerprint: str) -> bool:
+def confirmed_key(
+    invocation: Invocation, address: str, shown: HostKey, fingerprint: str, console: str
+) -> bool:
+    """Whether the user says that this is the host's key.
+
+    Args:
+        fingerprint: what it must be, so that nobody has to be asked.
+        console: where it can be looked up.
+    """
     if fingerprint:
         return shown.fingerprint == fingerprint
     if not at_terminal():
         return False
-    notice(invocation, f"{record.address} shows the key {shown}")
-    notice(
-        invocation, "on the host's console: ssh-keygen -lf /etc/ssh/ssh_host_rsa_key.pub (or _ecdsa_key.pub)"
-    )
+    notice(invocation, f"{address} shows the key {shown}")
+    notice(invocation, console)
     return input("Is that the host's key? [yes/no] ").strip().lower() == "yes"
 
 
-def _password(question: str, shown: bool) -> str:
+def host_password(question: str, shown: bool) -> str:
+    """What the user answers to a question of the host, the password most often."""
     given = os.environ.get(_PASSWORD_VARIABLE)
     if given is not None:
         return given
     if not at_terminal():
         raise LoginRefused(
             "the host asks for a password, and there is nobody to type it",
-            hint=f"run this at a terminal, set {_PASSWORD_VARIABLE}, or name a key that the host accepts with --key",
+            hint=f"run this at a terminal, set {_PASSWORD_VARIABLE}, or use a key that the host accepts",
         )
     if shown:
         return input(f"{question} ")

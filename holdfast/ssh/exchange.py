@@ -23,7 +23,7 @@ from holdfast.ssh.link import Access, Patience
 from holdfast.ssh.paramiko_link import ParamikoLink
 from holdfast.ssh.paramiko_login import Answer, connect, host_key
 
-__all__ = ["Exchange", "exchange_keys", "fetch_host_key"]
+__all__ = ["Exchange", "entered", "exchange_keys", "fetch_host_key"]
 
 _TRIES: Final = 3
 
@@ -96,7 +96,7 @@ def exchange_keys(
     ours = make_key(access.key, comment, bits=bits)
     if not command and not restrict and _accepted(address, access, patience):
         return Exchange(shown, ours, changed=False)
-    with _entered(address, replace(access, key=""), answer, patience) as link:
+    with entered(address, replace(access, key=""), answer, patience) as link:
         changed = admit(link, ours, place, command=command, restrict=restrict)
         if not _accepted(address, access, patience):
             with contextlib.suppress(LinkError):
@@ -109,7 +109,9 @@ def exchange_keys(
     return Exchange(shown, ours, changed)
 
 
-def _entered(address: Address, access: Access, answer: Answer, patience: Patience | None) -> ParamikoLink:
+def entered(
+    address: Address, access: Access, answer: Answer, patience: Patience | None = None
+) -> ParamikoLink:
     """A link by password; a wrong one is asked for again."""
     for tries_left in reversed(range(_TRIES)):
         link = ParamikoLink(address, access, patience=patience, answer=answer)

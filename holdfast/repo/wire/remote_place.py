@@ -9,6 +9,7 @@ import contextlib
 import os
 import shlex
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Final, Self
 
 from holdfast.ids import RepositoryId
@@ -21,11 +22,12 @@ from holdfast.repo.wire.near import Connection
 from holdfast.repo.wire.remote_index import RemoteIndex
 from holdfast.repo.wire.remote_store import RemotePackStore
 from holdfast.repo.wire.stream import PipeStream, SshStream, Stream
+from holdfast.ssh.address import Address
 from holdfast.ssh.address import Place as FarAddress
 from holdfast.ssh.link import Access
 from holdfast.ssh.openssh import OpenSshLink
 
-__all__ = ["RemotePlace", "reach"]
+__all__ = ["RemotePlace", "linked_access", "reach"]
 
 _FAR_COMMAND: Final = "holdfast serve --stdio"
 _CONFIG_LOCK: Final = 1
@@ -36,7 +38,7 @@ def reach(far: FarAddress) -> Stream:
     """A far side that has been started.
 
     `HOLDFAST_REMOTE_COMMAND` is the command over there; `HOLDFAST_RSH` a program that is run instead of the SSH client, with the
-    host and that command as its last two arguments; `HOLDFAST_SSH_KEY` the file of the private key, where SSH's configuration does not say.
+    host and that command as its last two arguments; `HOLDFAST_SSH_KEY` the file of the private key; else it is that of `holdfast link`, or what SSH's configuration says.
 
     Raises:
         LinkError: the host can not be reached, or does not let us in.
@@ -45,18 +47,22 @@ def reach(far: FarAddress) -> Stream:
     program = os.environ.get("HOLDFAST_RSH", "")
     if program:
         return PipeStream([*shlex.split(program), str(far.address), command], str(far.address))
-    config = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
-    access = Access(
-        known_hosts=os.path.join(config, "holdfast", "known_hosts"),
-        key=os.environ.get("HOLDFAST_SSH_KEY", ""),
-        user_config=True,
-    )
-    link = OpenSshLink(far.address, access)
+    linked = linked_access(far.address)
+    key = os.environ.get("HOLDFAST_SSH_KEY") or (linked.key if os.path.exists(linked.key) else "")
+    link = OpenSshLink(far.address, replace(linked, key=key, user_config=True))
     try:
         return SshStream(link, link.start(command))
     except BaseException:
         link.close()
         raise
+
+
+def linked_access(address: Address) -> Access:
+    """Our own known hosts, and where `holdfast link` puts the key for this user, host and port."""
+    config = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
+    folder = os.path.join(config, "holdfast")
+    name = f"{address.user}@{address.known_as.replace('/', '_')}"
+    return Access(os.path.join(folder, "known_hosts"), os.path.join(folder, "repository-keys", name))
 
 
 class RemotePlace:
