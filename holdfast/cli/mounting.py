@@ -27,6 +27,10 @@ _POINT_FILE: Final = "restore-point"
 _M_ARENA_MAX: Final = -8  # malloc.h of the GNU C library
 
 
+_WAITING_THREADS = 6
+"""More than one per core, where the repository is far: they wait for answers."""
+
+
 @dataclass(frozen=True, slots=True)
 class MountPlan:
     """What is to be mounted.
@@ -93,7 +97,8 @@ def serve_mount(
     _keep_memory_together()
     repository.notify_by(log)
     live = repository.live("mount", plan.cache_bytes, plan.vm)
-    ahead = ReadAhead(os.cpu_count() or 1, plan.cache_bytes)
+    threads = (os.cpu_count() or 1) + (_WAITING_THREADS if repository.is_far else 0)
+    ahead = ReadAhead(threads, plan.cache_bytes)
     view = View(live, describe, ahead, log, shared=plan.shared)
 
     def begun() -> None:

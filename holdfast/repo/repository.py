@@ -50,6 +50,7 @@ from holdfast.repo.index import Batch, Index, IndexFigures, PointChange
 from holdfast.repo.keys import Keys
 from holdfast.repo.lease import Lease, new_session_row
 from holdfast.repo.ledger import Budget, ReadTally, verified_at
+from holdfast.repo.parallel import usable_cores
 from holdfast.repo.place import Place, place_of
 from holdfast.repo.points import Point, find_disk, open_point, points_of_vm, resolve_point
 from holdfast.repo.reader import DiskReader
@@ -72,6 +73,9 @@ __all__ = ["InitOptions", "Repository", "RepositoryStatistics"]
 
 DEFAULT_SEGMENT_BYTES: Final = 16 * MIB
 DEFAULT_PACK_BYTES: Final = 256 * MIB
+
+_WAITING_WORKERS: Final = 6
+"""More than one per core, where the repository is far: they wait for answers."""
 
 Passwords = Callable[[], str]
 Notify = Callable[[str], None]
@@ -308,6 +312,11 @@ class Repository:
             self.config = self._place.read_config().config
 
     @property
+    def is_far(self) -> bool:
+        """Whether each question to it takes a round trip over a network."""
+        return self._place.is_far
+
+    @property
     def path(self) -> str:
         """Where it is."""
         return self._place.path
@@ -495,7 +504,7 @@ class Repository:
                 records,
                 TreeReader(records),
                 contents,
-                workers or None,
+                workers or (usable_cores() + _WAITING_WORKERS if self.is_far else None),
                 on_progress,
                 allow_damaged=allow_damaged,
             )
