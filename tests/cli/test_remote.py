@@ -136,3 +136,16 @@ def test_a_repository_is_let_go_of_for_a_fork_and_taken_up_again(run, tmp_path: 
         assert repository.points() == before
         assert len(asked) == 1  # the keys have stayed
         repository.detach()
+
+
+def test_a_slow_link_carries_little_for_an_unchanged_disk(
+    run, tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, log = far(tmp_path / "repo"), tmp_path / "log"
+    program = Path(__file__).parent.parent / "repo" / "rig" / "slow_link.py"
+    monkeypatch.setenv("HOLDFAST_RSH", f"{sys.executable} {program} 25 0 {log}")
+    run("-r", there, "init")
+    run("-r", there, "backup", disk)
+    assert sum(map(int, log.read_text().split())) > 3_000_000
+    run("-r", there, "backup", disk)
+    assert sum(map(int, log.read_text().split())) < 64 << 10
