@@ -37,7 +37,7 @@ from holdfast.repo.keys import Keys
 from holdfast.repo.parallel import run_parallel
 from holdfast.repo.reader import DiskReader
 from holdfast.repo.records import RecordReader
-from holdfast.repo.scanned import Taken, name_leaf, take_scanned
+from holdfast.repo.scanned import Aliases, Taken, name_leaf, take_scanned
 from holdfast.repo.session import Segment
 from holdfast.repo.storing import ParentLeaf, RecordAcceptor, Storing
 from holdfast.repo.tree import (
@@ -134,7 +134,7 @@ class Ingest:
         self._far = far
         self._lost = lost
         self._cutting = cutting
-        self._aliases = aliases
+        self._aliases = Aliases(aliases)
         self._acceptor = acceptor
         self._keys = keys
         self._sealer = sealer

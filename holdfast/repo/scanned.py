@@ -20,9 +20,10 @@ from holdfast.repo.format.record import Kind
 from holdfast.repo.keys import Keys
 from holdfast.repo.storing import ParentLeaf, Storing
 
-__all__ = ["Taken", "name_leaf", "take_scanned"]
+__all__ = ["Aliases", "Taken", "name_leaf", "take_scanned"]
 
 _NOTHING: Final = bytes(32)
+_MOST_FRESH: Final = 100_000
 
 
 class Taken(NamedTuple):
@@ -40,6 +41,28 @@ class Taken(NamedTuple):
     chunks: int
     read: int
     done: int
+
+
+class Aliases:
+    """The aliases of the index, and those of this backup that have not been committed yet. Thread-safe.
+
+    Args:
+        index: see `Index.aliases`.
+    """
+
+    def __init__(self, index: Callable[[Sequence[bytes]], list[RecordId | None]]) -> None:
+        self._index = index
+        self.fresh: dict[bytes, RecordId] = {}
+
+    def find(self, names: Sequence[bytes]) -> list[RecordId | None]:
+        """The record that each name stands for, if it is known."""
+        if len(self.fresh) > _MOST_FRESH:
+            self.fresh = {}  # by far the most have been committed
+        fresh = self.fresh
+        return [
+            record if record is not None else fresh.get(name)
+            for name, record in zip(names, self._index(names), strict=True)
+        ]
 
 
 def name_leaf(
@@ -60,14 +83,13 @@ def take_scanned(
     parent: ParentLeaf | None,
     storing: Storing,
     keys: Keys,
-    aliases: Callable[[Sequence[bytes]], list[RecordId | None]],
+    aliases: Aliases,
     sound_leaf: Callable[[NodeId, int], Leaf | None],
 ) -> Taken:
     """Adds to `storing` what the repository lacks of a segment.
 
     Args:
         length: of the segment, in bytes.
-        aliases: see `Index.aliases`.
         sound_leaf: a leaf of the repository for a segment of that length; None if it or something of it is lost.
 
     Raises:
@@ -76,7 +98,7 @@ def take_scanned(
     if scanned.digest == _NOTHING:
         return Taken(HOLE_ID, b"", 0, 0, length)
     alias = keys.alias(Kind.NODE, scanned.digest)
-    found = aliases([alias])[0]
+    found = aliases.find([alias])[0]
     known = NodeId(found) if found is not None else None
     if known is not None:
         if parent is not None and known == parent.id:
@@ -88,7 +110,7 @@ def take_scanned(
     _require_sound(scanned.digest, lengths, hashes, length)
     ids = _stored(scanned, lengths, hashes, storing, keys, aliases)
     node, plaintext = name_leaf(keys, lengths, ids, parent)
-    storing.aliases[alias] = node
+    storing.aliases[alias] = aliases.fresh[alias] = node
     return Taken(node, plaintext, len(ids), _data_bytes(lengths), length)
 
 
@@ -98,7 +120,7 @@ def _stored(
     hashes: Sequence[bytes],
     storing: Storing,
     keys: Keys,
-    aliases: Callable[[Sequence[bytes]], list[RecordId | None]],
+    aliases: Aliases,
 ) -> list[ChunkId]:
     """The ids of all chunks of a segment, after what the repository lacks has been fetched and added."""
     sizes = [part for part in lengths if part > 0]
@@ -106,7 +128,7 @@ def _stored(
     names = {digest: keys.alias(Kind.CHUNK, digest) for digest in unique}
     ids: dict[bytes, ChunkId] = {
         digest: ChunkId(record)
-        for digest, record in zip(unique, aliases([names[digest] for digest in unique]), strict=True)
+        for digest, record in zip(unique, aliases.find([names[digest] for digest in unique]), strict=True)
         if record is not None
     }
     unknown = storing.absent(list(ids.values()))
@@ -125,7 +147,7 @@ def _stored(
             )
         chunk = ids[digest] = ChunkId(name(piece))
         storing.add([chunk], [memoryview(piece)])
-        storing.aliases[names[digest]] = chunk
+        storing.aliases[names[digest]] = aliases.fresh[names[digest]] = chunk
     return [ids[digest] for digest in hashes]
 
 
