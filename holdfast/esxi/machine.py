@@ -45,7 +45,7 @@ from holdfast.esxi.snapshots import Taken, attached_paths, read_vmx
 from holdfast.esxi.vmdk.descriptor import is_plain_flat
 from holdfast.esxi.vmx import Vmx
 from holdfast.esxi.vmxedit import VmxText
-from holdfast.units import MIB
+from holdfast.units import MIB, format_size
 
 __all__ = ["Held", "Request", "held_machine"]
 
@@ -149,7 +149,8 @@ def _held(
         power = "off"
     vmx_data, vmx = read_vmx(view, vm)
     attached = attached_paths(vm, vmx)
-    small = _small_files(session, vm, has_snapshots=bool(look.snapshots))
+    too_large: list[str] = []
+    small = _small_files(session, vm, too_large, has_snapshots=bool(look.snapshots))
     taken: Taken | None = None
     if power == "on" or (request.how == "warm" and entry.debt.power_on):
         entry.update(snapshot=new_snapshot_name())
@@ -168,6 +169,7 @@ def _held(
         moved = attached
     when = taken.time if taken is not None else int(time.time())
     disks, warnings = _readable(session, look, attached, moved, request, off=taken is None)
+    warnings += too_large
     if power == "suspended":
         warnings.append("the VM is suspended: its memory was left out, and a restored VM starts anew")
     if look.snapshots:
@@ -324,14 +326,21 @@ def _written(vmx: Vmx, label: str) -> str:
     return next((disk.file_name for disk in vmx.disks if disk.label == label), "")
 
 
-def _small_files(session: HostSession, vm: Vm, *, has_snapshots: bool) -> tuple[SourceFile, ...]:
+def _small_files(
+    session: HostSession, vm: Vm, warnings: list[str], *, has_snapshots: bool
+) -> tuple[SourceFile, ...]:
     """The files of the VM's folder that are neither disks nor left out; the VMX is not among them."""
     found = []
     for file in session.console.listing(vm.folder):
         path = f"{vm.folder}/{file.name}"
         if not file.is_file or path == vm.vmx or _LEFT_OUT.match(file.name) or fault_of(file.name):
             continue
-        if (has_snapshots and file.name.lower().endswith(".vmsd")) or file.size_bytes > _MAX_FILE_BYTES:
+        if has_snapshots and file.name.lower().endswith(".vmsd"):
+            continue
+        if file.size_bytes > _MAX_FILE_BYTES:
+            warnings.append(
+                f"the file {printable(file.name)} was left out: it has {format_size(file.size_bytes)}"
+            )
             continue
         try:
             data = session.console.read(path, _MAX_FILE_BYTES)

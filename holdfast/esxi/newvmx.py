@@ -42,7 +42,7 @@ class NewVmx:
 def hardware_limit(version: HostVersion) -> int:
     """The newest virtual hardware that a host knows; 0 if that is not known.
 
-    Source: Broadcom article 315655, "Virtual machine hardware versions".
+    Source: VMware's table of virtual hardware versions; not verified with hosts of all releases.
     """
     release = (version.major, version.minor, version.patch)
     return next((limit for since, limit in _HARDWARE if release >= since), 0)
