@@ -164,8 +164,12 @@ def _open_environment(folder: str, *, read_only: bool) -> lmdb.Environment:
                 lib_version=0,
             )
         except lmdb.Error as error:
-            if getattr(error, "code", 0) != errno.ENOMEM or map_bytes == _SMALL_MAP_BYTES:
+            if getattr(error, "code", 0) != errno.ENOMEM:
                 raise
+            if map_bytes == _SMALL_MAP_BYTES:  # garbage in its first pages may ask for any size
+                raise DamagedIndex(
+                    "the index can not be mapped: it is damaged, or this process may have less than 8 GiB of address space"
+                ) from error
     raise InternalError("unreachable")
 
 
