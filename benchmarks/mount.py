@@ -7,6 +7,10 @@ The same image is backed up by each tool, in the same run and on the same disk. 
 - restore: `holdfast restore` into a file, without waiting for the disk; the rate is the image's length by that time;
 - sequential: one reader, 1 MiB at a time, through a fresh mount; then the kernel's copy of what was read is compared
   with the image byte by byte;
+- data: the same through another fresh mount by a reader that leaves holes out, as `cp --sparse=always` and
+  `qemu-img convert` do (Borg does not say where holes are, so that there is nothing to leave out);
+- page cache: an empty file of the image's length, all one hole, read in the same way without any mount. A restore does not
+  pay for that, since it writes past the page cache; every reader of files pays it;
 - random: 4 KiB at random places that hold data, through a fresh mount, one reader and four at once, without the
   kernel's read-ahead; each block is compared with the image;
 - memory: the peak of the mount's own memory (anonymous pages) over all that.
@@ -36,7 +40,7 @@ from typing import Any
 from benchmarks.machine import describe
 from benchmarks.measure import CommandFailed, compare_files, data_extents, run, warm
 
-__all__ = ["Reading", "main", "many_points", "measure_tool"]
+__all__ = ["Reading", "main", "many_points", "measure_tool", "page_cache_s", "section"]
 
 _STEP_BYTES = 1 << 20
 _BLOCK_BYTES = 4096
@@ -48,13 +52,14 @@ class Reading:
     """What reading through one mount came to.
 
     Args:
-        sequential_s: for the whole image.
+        sequential_s: for the whole image; `data_s` leaving out the holes that the mount tells of.
         random_per_s: blocks of 4 KiB by one reader; `random4_per_s` by four.
         memory_bytes: peak of the mount's anonymous memory.
     """
 
     mount_s: float
     sequential_s: float
+    data_s: float
     random_per_s: float
     random4_per_s: float
     memory_bytes: int
@@ -154,6 +159,29 @@ def _sequential(path: str) -> float:
     return time.perf_counter() - began
 
 
+def _data(path: str) -> float:
+    buffer = memoryview(bytearray(_STEP_BYTES))
+    began = time.perf_counter()
+    with open(path, "rb", buffering=0) as file:
+        for start, length in data_extents(path):
+            file.seek(start)
+            left = length
+            while left > 0 and (count := file.readinto(buffer[: min(left, _STEP_BYTES)])):
+                left -= count
+    return time.perf_counter() - began
+
+
+def page_cache_s(size_bytes: int, work: str) -> float:
+    """Seconds for reading a file that is all one hole: what the kernel takes for the pages alone."""
+    path = os.path.join(work, "hole")
+    with open(path, "wb") as file:
+        file.truncate(size_bytes)
+    try:
+        return _sequential(path)
+    finally:
+        os.unlink(path)
+
+
 def _random(path: str, image: str, seconds: float, readers: int, seed: int) -> float:
     """Blocks per second; every one is compared with the image."""
     places = [
@@ -215,10 +243,12 @@ def measure_tool(
         sequential_s = watched(pid, _sequential, path)
         compare_files(path, image)
     with tool.mounted(place, image) as (path, _, pid):
+        data_s = watched(pid, _data, path)
+    with tool.mounted(place, image) as (path, _, pid):
         one = watched(pid, _random, path, image, seconds, 1, seed)
     with tool.mounted(place, image) as (path, _, pid):
         four = watched(pid, _random, path, image, seconds, 4, seed + 1)
-    return Reading(mount_s, sequential_s, one, four, max(memory))
+    return Reading(mount_s, sequential_s, data_s, one, four, max(memory))
 
 
 def many_points(program: str, work: str, points: int) -> dict[str, float]:
@@ -253,6 +283,42 @@ def _median(readings: Sequence[Reading]) -> Reading:
     return Reading(*(statistics.median(column) for column in columns))
 
 
+def section(found: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What docs/BENCHMARKS.md says of some results, one for each image."""
+    for one in found:
+        yield (
+            f"An image of {one['image_bytes'] / 1e9:.1f} GB with {one['data_bytes'] / 1e9:.1f} GB of data, medians of {one['runs']} runs "
+            f"(`benchmarks/mount.py`; what is read is compared with the image): `holdfast restore` takes {one['restore_s']:.2f} s; an empty file "
+            f"of that length, read through the page cache without a mount, {one['page_cache_s']:.2f} s."
+        )
+        yield ""
+        yield "| mount | all bytes, s | of the rate of restore | without holes, s | 4 KiB at random, /s | by four readers | own memory, MB |"
+        yield "|---|--:|--:|--:|--:|--:|--:|"
+        for name in ("holdfast", "borg"):
+            if name not in one:
+                continue
+            tool = one[name]
+            yield (
+                f"| {name} | {tool['sequential_s']:.2f} | {one['restore_s'] / tool['sequential_s']:.0%} | {tool['data_s']:.2f} "
+                f"| {tool['random_per_s']:.0f} | {tool['random4_per_s']:.0f} | {tool['memory_bytes'] / 1e6:.0f} |"
+            )
+        yield ""
+        if "borg" in one:
+            ours, theirs = one["holdfast"], one["borg"]
+            yield (
+                f"Against Borg: {theirs['sequential_s'] / ours['sequential_s']:.2f} times the rate from front to back (target 2), "
+                f"{ours['random_per_s'] / theirs['random_per_s']:.0f} times the random reads (target 3)."
+            )
+            yield ""
+        if "many" in one:
+            many = one["many"]
+            yield (
+                f"A repository with {many['points']} restore points: mounted in {many['mount_s']:.2f} s (target 0.5), their folder listed in "
+                f"{many['listing_s']:.2f} s (target 0.5), with `ls -l` in {many['ls_l_s']:.2f} s."
+            )
+            yield ""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--image", required=True, help="a raw disk image")
@@ -268,7 +334,11 @@ def main() -> None:
     arguments = parser.parse_args()
     image = os.path.abspath(arguments.image)
     size = os.path.getsize(image)
-    found: dict[str, Any] = {"image_bytes": size}
+    found: dict[str, Any] = {
+        "image_bytes": size,
+        "data_bytes": sum(length for _, length in data_extents(image)),
+        "runs": arguments.runs,
+    }
     with tempfile.TemporaryDirectory(prefix="holdfast-mount-", dir=arguments.folder) as work:
         found["machine"] = describe(work)
         own = HoldfastMount(arguments.holdfast, work)
@@ -279,15 +349,18 @@ def main() -> None:
             tool.store(image)
         readings: dict[str, list[Reading]] = {tool.name: [] for tool in tools}
         restores: list[float] = []
+        empty: list[float] = []
         for number in range(arguments.runs):
             with tempfile.TemporaryDirectory(dir=work) as target:
                 warm([own.repository])
                 restores.append(own.restore(target))
                 compare_files(os.path.join(target, os.path.basename(image)), image)
+            empty.append(page_cache_s(size, work))
             for tool in tools:
                 readings[tool.name].append(measure_tool(tool, image, work, arguments.seconds, number))
         found["restore_s"] = statistics.median(restores)
         found["restore_bytes_per_s"] = size / found["restore_s"]
+        found["page_cache_s"] = statistics.median(empty)
         for name, measured in readings.items():
             middle = _median(measured)
             found[name] = {

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import mount
 from benchmarks.machine import PROJECT
 from benchmarks.summary import PUBLISHED, Summary, load, publish
 from benchmarks.targets import Verdict, verdicts
@@ -408,6 +409,7 @@ def render(
     pictures: Sequence[str] = (),
     change_map: dict[str, Any] | None = None,
     collection: dict[str, Any] | None = None,
+    mounts: Sequence[dict[str, Any]] = (),
 ) -> str:
     """The whole document.
 
@@ -449,6 +451,9 @@ def render(
         lines += _change_map(change_map)
     if collection:
         lines += _collection(collection, remarks)
+    if mounts:
+        lines += ["## Mounting", "", f"{_machine(mounts[0])}.", "", *mount.section(mounts)]
+        lines += [" ".join(remarks["mount"].split()), ""] if "mount" in remarks else []
     if "not-measured" in remarks:
         lines += ["## Not measured yet", "", remarks["not-measured"], ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -463,17 +468,20 @@ def main() -> None:
         name, _, path = item.partition("=")
         print(publish(Path(path), name))
     others: dict[str, dict[str, Any] | None] = dict.fromkeys(("index", "change_map", "collection"))
+    mounts: list[dict[str, Any]] = []
     runs = []
     for path in sorted(PUBLISHED.glob("*.json")):
         if path.stem in others:
             others[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+        elif path.stem.startswith("mount"):
+            mounts.append(json.loads(path.read_text(encoding="utf-8")))
         else:
             runs.append(load(path))
     scale = others["index"]
     remarks = tomllib.loads(_REMARKS.read_text(encoding="utf-8"))
     target = _DOCS / "BENCHMARKS.md"
     pictures = list(plots(_widest(runs), scale, _DOCS / "images"))
-    text = render(runs, scale, remarks, pictures, others["change_map"], others["collection"])
+    text = render(runs, scale, remarks, pictures, others["change_map"], others["collection"], mounts)
     target.write_text(text, encoding="utf-8")
     print(target)
 

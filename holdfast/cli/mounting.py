@@ -98,6 +98,7 @@ def serve_mount(
     repository.notify_by(log)
     live = repository.live("mount", plan.cache_bytes, plan.vm)
     threads = (os.cpu_count() or 1) + (_WAITING_THREADS if repository.is_far else 0)
+    options = MountOptions(plan.place, repository.path, plan.shared, live.stored_bytes, threads + 1)
     ahead = ReadAhead(threads, plan.cache_bytes)
     view = View(live, describe, ahead, log, shared=plan.shared)
 
@@ -107,7 +108,7 @@ def serve_mount(
         ready()
 
     try:
-        serve(view, MountOptions(plan.place, repository.path, plan.shared, live.stored_bytes), begun)
+        serve(view, options, begun)
     finally:
         ahead.close()
         live.close()

@@ -33,8 +33,6 @@ _LIBRARIES: Final = ("libfuse3.so.4", "libfuse3.so.3", "libfuse.so.2")
 _NAME_TIMEOUT_S: Final = 1
 _ATTRIBUTES_TIMEOUT_S: Final = 60
 _PREFERRED_BYTES: Final = 128 << 10
-_THREADS: Final = 6
-"""That answer the kernel: more only wait for each other, since one at a time runs Python."""
 _KNOWS_MAX_THREADS: Final = (3, 12)
 _PYBUF_WRITE: Final = 0x200
 _POINT_ATTRIBUTE: Final = "user.holdfast.point"
@@ -51,12 +49,15 @@ class MountOptions:
         source: what the list of mounts shows: the repository.
         shared: other users may read it.
         size_bytes: what `df` shows.
+        threads: that answer the kernel. More than one beside each core only wait for each other, since one at a time
+            runs Python; unless they wait for another host.
     """
 
     place: str
     source: str
     shared: bool = False
     size_bytes: int = 0
+    threads: int = 3
 
 
 def require_libfuse() -> None:
@@ -238,7 +239,7 @@ def serve(view: View, options: MountOptions, ready: Callable[[], None]) -> None:
                 negative_timeout=0,
                 attr_timeout=_ATTRIBUTES_TIMEOUT_S,
                 **({"allow_other": True} if options.shared else {}),
-                **({"max_threads": _THREADS} if version >= _KNOWS_MAX_THREADS else {}),
+                **({"max_threads": options.threads} if version >= _KNOWS_MAX_THREADS else {}),
             )
         except RuntimeError as error:
             code = error.args[0] if error.args and isinstance(error.args[0], int) else 1

@@ -21,9 +21,9 @@ from holdfast.units import KIB, MIB
 
 __all__ = ["Content", "OpenFile", "ReadAhead"]
 
-_STEP_BYTES: Final = MIB
-"""How much one task decodes: what a pack is read by in one piece."""
-_MOST_AHEAD_BYTES: Final = 8 * MIB
+_LEAST_STEP_BYTES: Final = MIB
+"""How much one task decodes at first, so that nobody waits long for it; a quarter of the window later."""
+_MOST_AHEAD_BYTES: Final = 16 * MIB
 _SLACK_BYTES: Final = MIB
 """The kernel sends several requests at once, and they arrive in any order."""
 _SURE_AFTER_BYTES: Final = 256 * KIB
@@ -162,9 +162,10 @@ class OpenFile:
                 return
             first = max(self._fetched_to, self._expected)
             window = min(self._ahead.window_bytes, 4 * self._run_bytes)
+            step = max(window // 4, _LEAST_STEP_BYTES)
             last = min(source.length, self._expected + window)
-            if last - first < min(_STEP_BYTES, window // 2) and last < source.length:
+            if last - first < min(step, window // 2) and last < source.length:
                 return
             self._fetched_to = max(first, last)
-        for at in range(first, last, _STEP_BYTES):
-            self._ahead.fetch(self._content, source.start + at, source.start + min(at + _STEP_BYTES, last))
+        for at in range(first, last, step):
+            self._ahead.fetch(self._content, source.start + at, source.start + min(at + step, last))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from holdfast.ids import ChunkId
+from holdfast.repo.buffers import write_zeros
 from holdfast.repo.format.manifest import ContentTree
 from holdfast.repo.readcache import ReadCache
 from holdfast.repo.records import RecordReader
@@ -100,8 +101,7 @@ class DiskReader(io.RawIOBase):
         together_bytes = 0
         for start, size, chunk in self.parts(offset, end):
             if chunk is None:
-                first, last = max(start, offset), min(start + size, end)
-                buffer[first - offset : last - offset] = bytes(last - first)
+                write_zeros(buffer[max(start, offset) - offset : min(start + size, end) - offset])
                 continue
             together.append((start, size, chunk))
             together_bytes += size

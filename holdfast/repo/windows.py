@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from holdfast.chunker.fixed import is_zero
 from holdfast.disk import BlockSource
 from holdfast.errors import IntegrityError
 from holdfast.ids import ChunkId, RecordId
+from holdfast.repo.buffers import write_zeros
 from holdfast.repo.format.node import Leaf
 from holdfast.repo.reader import DiskReader
-from holdfast.units import MIB
 
 __all__ = ["Cut", "Followed", "PatchReader", "Window"]
-
-_ZEROS: Final = memoryview(bytes(1 * MIB))
 
 
 class Cut(NamedTuple):
@@ -83,12 +81,12 @@ class Window:
             if low >= high:
                 continue
             if low > at:
-                _zero(self._buffer[at:low])
+                write_zeros(self._buffer[at:low])
             self._source.read_into(base + low, self._buffer[low:high])
             self.read += high - low
             at = high
         if at < end:
-            _zero(self._buffer[at:end])
+            write_zeros(self._buffer[at:end])
 
 
 class Followed:
@@ -183,10 +181,3 @@ class PatchReader:
             return self._old.pread(self._base + start, end - start)
         except IntegrityError:
             return self.read_changed(start, end)
-
-
-def _zero(view: memoryview) -> None:
-    """Fills a view with zeros, without making as many first."""
-    for start in range(0, len(view), len(_ZEROS)):
-        part = view[start : start + len(_ZEROS)]
-        part[:] = _ZEROS[: len(part)]
