@@ -14,7 +14,7 @@ import struct
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, TypeAlias
 
 from holdfast.errors import UsageError
 
@@ -27,6 +27,7 @@ __all__ = [
     "DiskFormat",
     "DiskGeometry",
     "DiskInfo",
+    "Expect",
     "FileInfo",
     "Machine",
     "MachineKind",
@@ -98,12 +99,26 @@ def parts_digest(lengths: Sequence[int], hashes: Sequence[bytes]) -> bytes:
     return hashlib.sha256(struct.pack(f"<{len(lengths)}i", *lengths) + b"".join(hashes)).digest()
 
 
+Expect: TypeAlias = Callable[[int, int], bytes | None]
+"""Offset and length of a segment -> the digest of its parts if nothing has changed there; None if that is not known."""
+
+
 class ScannedSegment(Protocol):
     """A segment that was read, cut and hashed where it lies."""
 
     @property
     def digest(self) -> bytes:
         """`parts_digest` of its parts, 32 bytes; all zeros if it holds nothing but zeros."""
+        ...
+
+    @property
+    def chunks(self) -> int:
+        """How many of its parts are no holes."""
+        ...
+
+    @property
+    def data_bytes(self) -> int:
+        """What they come to."""
         ...
 
     def parts(self) -> tuple[Sequence[int], Sequence[bytes]]:
@@ -133,11 +148,13 @@ class SegmentScanner(Protocol):
         """Whether it knows that way of cutting."""
         ...
 
-    def scan(self, offset: int, length: int, cutting: Cutting) -> ScannedSegment:
+    def scan(self, offset: int, length: int, cutting: Cutting, expect: Expect) -> ScannedSegment:
         """Scans a segment. Thread-safe; quickest in ascending order.
 
         Args:
             offset, length: in bytes; inside of the source.
+            expect: a segment that is as expected need not say what its parts are. It may be asked for segments that
+                are likely to be scanned soon, too.
 
         Raises:
             SourceError: it can not be read.

@@ -6,7 +6,6 @@ the host is not to be trusted, and nothing that follows can be relied upon.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 import zlib
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from holdfast.disk import BlockSource
+from holdfast.disk import BlockSource, parts_digest
 from holdfast.errors import LinkError, SourceError
 from holdfast.esxi.agent import frames
 from holdfast.esxi.agent.frames import Piece
@@ -28,7 +27,6 @@ __all__ = [
     "Found",
     "Run",
     "broken",
-    "digest_of",
     "entry_of",
     "failure_in",
     "found_in",
@@ -74,25 +72,21 @@ class Found:
 
     Args:
         label: of the piece.
-        same: its parts are those that were expected. The rest is empty then.
+        digest: what to expect of this range the next time, if nothing changes: `parts_digest`.
+        chunks: how many parts are no holes.
+        data_bytes: what they come to.
+        same: its parts are those that were expected; nothing more is said of them.
         parts: lengths, those of holes negative.
         hashes: SHA-256 of each part that is no hole.
     """
 
     label: int
-    same: bool
+    digest: bytes
+    chunks: int
+    data_bytes: int
+    same: bool = False
     parts: tuple[int, ...] = ()
     hashes: tuple[bytes, ...] = ()
-
-    @property
-    def digest(self) -> bytes:
-        """What to expect of this range the next time, if nothing changes."""
-        return digest_of(self.parts, self.hashes)
-
-
-def digest_of(parts: Sequence[int], hashes: Sequence[bytes]) -> bytes:
-    """The digest of a range's parts: SHA-256 of their lengths (holes negative) and then their hashes."""
-    return hashlib.sha256(struct.pack(f"<{len(parts)}i", *parts) + b"".join(hashes)).digest()
 
 
 def runs_of(placements: Iterable[Placement], handle_of: Callable[[BlockSource], int]) -> list[Run]:
@@ -187,11 +181,15 @@ def found_in(payload: bytes, wanted: dict[int, Piece]) -> Found:
     piece = wanted.get(label)
     if piece is None:
         raise broken("it sent the summary of a range that was not asked for")
-    if what == frames.SAME and piece.expected is not None:
-        return Found(label, same=True)
-    if what == frames.HOLE:
-        return Found(label, same=False, parts=(-piece.length,))
     listing = payload[frames.SUMMARY.size :]
+    if what == frames.SAME and piece.expected is not None and len(listing) == frames.DATA_BYTES.size:
+        (data_bytes,) = frames.DATA_BYTES.unpack(listing)
+        if not count <= data_bytes <= piece.length:
+            raise broken("a summary contradicts the range that it is of")
+        return Found(label, piece.expected, count, data_bytes, same=True)
+    if what == frames.HOLE:
+        hole = (-piece.length,)
+        return Found(label, parts_digest(hole, ()), 0, 0, parts=hole)
     if what != frames.PARTS or not 0 < count <= piece.length or len(listing) < 4 * count:
         raise broken("a summary makes no sense")
     parts: tuple[int, ...] = struct.unpack_from(f"<{count}i", listing)
@@ -199,7 +197,8 @@ def found_in(payload: bytes, wanted: dict[int, Piece]) -> Found:
     if 0 in parts or sum(map(abs, parts)) != piece.length or len(listing) != 4 * count + 32 * hashed:
         raise broken("a summary contradicts the range that it is of")
     hashes = tuple(listing[at : at + 32] for at in range(4 * count, len(listing), 32))
-    return Found(label, same=False, parts=parts, hashes=hashes)
+    data_bytes = sum(part for part in parts if part > 0)
+    return Found(label, parts_digest(parts, hashes), hashed, data_bytes, parts=parts, hashes=hashes)
 
 
 def plain_of(codec: int, stored: bytes, length: int) -> bytes:

@@ -208,12 +208,15 @@ class AgentLink:
             for piece in batch:
                 yield found[piece.label]
 
-    def fetch(self, pieces: Iterable[Piece], *, deflate: bool = True) -> Iterator[bytes]:
+    def fetch(self, pieces: Iterable[Piece], *, codec: int = frames.AUTO) -> Iterator[bytes]:
         """Yields the bytes of the ranges, in their order. Labels do not matter.
+
+        Args:
+            codec: how they travel; see `Deflator`.
 
         Raises: as `scan`.
         """
-        prefix = bytes([frames.ZLIB if deflate else frames.RAW])
+        prefix = bytes([codec])
         ends: deque[bool] = deque()
 
         def split() -> Iterator[Piece]:

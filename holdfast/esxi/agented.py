@@ -15,11 +15,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from holdfast.disk import Cutting
+from holdfast.disk import BlockSource, Cutting, Expect
 from holdfast.errors import SourceChanged, SourceError, SourceFormat
 from holdfast.esxi.agent.bundle import bootstrap_command
-from holdfast.esxi.agent.frames import ZEROS, Piece
-from holdfast.esxi.agent_answers import Found
+from holdfast.esxi.agent.frames import Piece
+from holdfast.esxi.agent_answers import Found, Run, runs_of
 from holdfast.esxi.agent_link import AgentLink, FarFile
 from holdfast.esxi.names import printable
 from holdfast.esxi.ranges import ReaderSource
@@ -93,7 +93,7 @@ class AgentScanner:
         """See `SegmentScanner.can_cut`."""
         return cutting.name in self._link.hello.chunkers
 
-    def scan(self, offset: int, length: int, cutting: Cutting) -> AgentSegment:
+    def scan(self, offset: int, length: int, cutting: Cutting, expect: Expect) -> AgentSegment:
         """See `SegmentScanner.scan`."""
         wanted = (offset, length)
         found = self._taken(wanted)
@@ -101,18 +101,18 @@ class AgentScanner:
             with self._pulling:
                 found = self._taken(wanted)
                 if found is None:
-                    self._pull(wanted, cutting)
+                    self._pull(wanted, cutting, expect)
                     found = self._taken(wanted)
-        return AgentSegment(self._link, self._source, offset, found)
+        return AgentSegment(self._link, self._source, self._cutters[cutting], (offset, length), found)
 
     def _taken(self, wanted: tuple[int, int]) -> Found | None:
         with self._looking:
             return self._found.pop(wanted, None)
 
-    def _pull(self, wanted: tuple[int, int], cutting: Cutting) -> None:
+    def _pull(self, wanted: tuple[int, int], cutting: Cutting, expect: Expect) -> None:
         """Gets results until the wanted one is there. Called by one thread at a time."""
         if self._stream is None or not self._will_come(wanted, cutting):
-            self._begin(wanted, cutting)
+            self._begin(wanted, cutting, expect)
         assert self._stream is not None
         while True:
             try:
@@ -138,7 +138,7 @@ class AgentScanner:
         is_last = sum(wanted) == self._source.size_bytes
         return 0 <= ahead <= _AHEAD * step and ahead % step == 0 and (wanted[1] == step or is_last)
 
-    def _begin(self, wanted: tuple[int, int], cutting: Cutting) -> None:
+    def _begin(self, wanted: tuple[int, int], cutting: Cutting, expect: Expect) -> None:
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.close()  # type: ignore[attr-defined]
@@ -150,13 +150,14 @@ class AgentScanner:
         self._coming = []
         self._next = wanted[0]
         self._plan = (wanted[1], cutting)
-        self._stream = self._link.scan(self._cutters[cutting], self._pieces(wanted[1]))
+        self._stream = self._link.scan(self._cutters[cutting], self._pieces(wanted[1], expect))
 
-    def _pieces(self, length: int) -> Iterator[Piece]:
+    def _pieces(self, length: int, expect: Expect) -> Iterator[Piece]:
         number = 0
         while self._next < self._source.size_bytes:
             size = min(length, self._source.size_bytes - self._next)
-            piece = Piece(number, runs_of(self._source, self._next, size))
+            runs = _runs(self._source, self._next, size)
+            piece = Piece(number, runs, expect(self._next, size))
             self._coming.append((self._next, size))
             self._next += size
             number += 1
@@ -167,58 +168,72 @@ class AgentSegment:
     """A segment that the agent has cut and hashed. Implements `ScannedSegment`."""
 
     def __init__(
-        self, link: AgentLink, source: ChainSource | JoinedSource, offset: int, found: Found
+        self,
+        link: AgentLink,
+        source: ChainSource | JoinedSource,
+        cutter: int,
+        place: tuple[int, int],
+        found: Found,
     ) -> None:
         self._link = link
         self._source = source
-        self._offset = offset
-        self._parts_found = found
+        self._cutter = cutter
+        self._place = place
+        self._found = found
 
     @property
     def digest(self) -> bytes:
         """See `ScannedSegment.digest`."""
-        return self._parts_found.digest if self._parts_found.hashes else _NOTHING
+        return self._found.digest if self._found.chunks else _NOTHING
+
+    @property
+    def chunks(self) -> int:
+        """See `ScannedSegment.chunks`."""
+        return self._found.chunks
+
+    @property
+    def data_bytes(self) -> int:
+        """See `ScannedSegment.data_bytes`."""
+        return self._found.data_bytes
 
     def parts(self) -> tuple[Sequence[int], Sequence[bytes]]:
-        """See `ScannedSegment.parts`."""
-        return self._parts_found.parts, self._parts_found.hashes
+        """See `ScannedSegment.parts`. Scans once more what was only said to be as expected."""
+        if self._found.same:
+            (again,) = self._link.scan(self._cutter, [Piece(0, _runs(self._source, *self._place))])
+            if again.digest != self._found.digest:
+                raise _changed()
+            self._found = again
+        return self._found.parts, self._found.hashes
 
     def fetch(self, numbers: Sequence[int]) -> Iterator[bytes]:
         """See `ScannedSegment.fetch`."""
         places: list[tuple[int, int]] = []
-        at = self._offset
-        for part in self._parts_found.parts:
+        lengths, hashes = self.parts()
+        at = self._place[0]
+        for part in lengths:
             if part > 0:
                 places.append((at, part))
             at += abs(part)
-        pieces = [
-            Piece(label, runs_of(self._source, *places[number])) for label, number in enumerate(numbers)
-        ]
+        pieces = [Piece(label, _runs(self._source, *places[number])) for label, number in enumerate(numbers)]
         for number, data in zip(numbers, self._link.fetch(pieces), strict=True):
-            if (
-                len(data) != places[number][1]
-                or hashlib.sha256(data).digest() != self._parts_found.hashes[number]
-            ):
-                raise SourceChanged(
-                    "a disk has changed between being hashed and being sent: somebody writes to what a snapshot should protect",
-                    hint="see who removed or reverted snapshots of the VM, and run the backup again",
-                )
+            if len(data) != places[number][1] or hashlib.sha256(data).digest() != hashes[number]:
+                raise _changed()
             yield data
 
 
-def runs_of(source: ChainSource | JoinedSource, offset: int, length: int) -> list[tuple[int, int, int]]:
-    """Where the bytes of a range of a disk are: (length, handle, offset), as the agent is told."""
-    runs: list[tuple[int, int, int]] = []
-    for place in source.placements(offset, offset + length):
-        size = place.end - place.start
-        if place.source is None:
-            handle, at = ZEROS, 0
-        elif isinstance(place.source, AgentSource):
-            handle, at = place.source.file.handle, place.offset
-        else:
-            raise SourceFormat(f"{printable(str(place.source))} is no file that the agent has open")
-        if runs and runs[-1][1] == handle and (handle == ZEROS or sum(runs[-1][::2]) == at):
-            runs[-1] = (runs[-1][0] + size, handle, runs[-1][2])
-        else:
-            runs.append((size, handle, at))
-    return runs
+def _changed() -> SourceChanged:
+    return SourceChanged(
+        "a disk has changed between being hashed and being sent: somebody writes to what a snapshot should protect",
+        hint="see who removed or reverted snapshots of the VM, and run the backup again",
+    )
+
+
+def _runs(source: ChainSource | JoinedSource, offset: int, length: int) -> list[Run]:
+    """Where the bytes of a range of a disk are, as the agent is told."""
+    return runs_of(source.placements(offset, offset + length), _handle)
+
+
+def _handle(source: BlockSource) -> int:
+    if not isinstance(source, AgentSource):
+        raise SourceFormat(f"{printable(str(source))} is no file that the agent has open")
+    return source.file.handle

@@ -291,10 +291,12 @@ class Collector:
         while page := self._index.scan_aliases(after, _SCAN_ROWS):
             self._check_time()
             after = page[-1][0]
-            lacking = live.lacks(b"".join(record for _, record in page))
-            asked = [page[at] for at in np.flatnonzero(lacking).tolist()]  # new records are not marked
-            places = self._index.lookup([record for _, record in asked])
-            gone = [name for (name, _), place in zip(asked, places, strict=True) if place is None]
+            # A name that is a record's id itself is that of a leaf, and stands for a digest.
+            records = [RecordId(name) if len(name) == ID_BYTES else record for name, record in page]
+            lacking = live.lacks(b"".join(records))
+            asked = np.flatnonzero(lacking).tolist()  # new records are not marked
+            places = self._index.lookup([records[at] for at in asked])
+            gone = [page[at][0] for at, place in zip(asked, places, strict=True) if place is None]
             for first in range(0, len(gone), _SWEEP_IDS):
                 self._index.drop_aliases(gone[first : first + _SWEEP_IDS])
 

@@ -273,7 +273,10 @@ class Index(Protocol):
         ...
 
     def aliases(self, names: Sequence[bytes]) -> list[RecordId | None]:
-        """The record that each name stands for, in order, if it is known. It may have been collected since."""
+        """The record that each name stands for, in order, if it is known. It may have been collected since.
+
+        A name that is the id of a leaf stands for the digest of its parts.
+        """
         ...
 
     def scan_aliases(self, after: bytes, limit: int) -> list[tuple[bytes, RecordId]]:

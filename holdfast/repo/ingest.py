@@ -37,7 +37,7 @@ from holdfast.repo.keys import Keys
 from holdfast.repo.parallel import run_parallel
 from holdfast.repo.reader import DiskReader
 from holdfast.repo.records import RecordReader
-from holdfast.repo.scanned import Aliases, Taken, name_leaf, take_scanned
+from holdfast.repo.scanned import Aliases, Expectations, Taken, name_leaf, take_scanned
 from holdfast.repo.session import Segment
 from holdfast.repo.storing import ParentLeaf, RecordAcceptor, Storing
 from holdfast.repo.tree import (
@@ -82,6 +82,7 @@ class Content:
         leaves: what has become of the segments; with `changes`, of those that were looked at.
         lacking: segments of which the parent lacks something: with `changes` they are read whole.
         scanner: cuts and hashes the source where it lies, if everything is to be read.
+        expected: with it, what the parent has in the place of each segment.
     """
 
     source: BlockSource
@@ -90,6 +91,7 @@ class Content:
     leaves: LeafTable | dict[int, NodeId]
     lacking: frozenset[int] = frozenset()
     scanner: SegmentScanner | None = None
+    expected: Expectations | None = None
 
 
 class _Task(NamedTuple):
@@ -170,7 +172,12 @@ class Ingest:
                 return self._mapped_content(source, parent, changes, segments)
         if self._cutting is None or (scanner is not None and not scanner.can_cut(self._cutting)):
             scanner = None
-        return Content(source, parent, None, LeafTable(segments), scanner=scanner)
+        table = LeafTable(segments)
+        if scanner is None:
+            return Content(source, parent, None, table)
+        known = None if self._lost else parent  # each leaf has to be looked at if something may be lacking
+        expected = Expectations(self._trees, self._keys, self._aliases, known, source.size_bytes)
+        return Content(source, parent, None, table, scanner=scanner, expected=expected)
 
     def _mapped_content(
         self, source: BlockSource, parent: ContentTree, changes: ChangeMap, segments: int
@@ -365,29 +372,33 @@ class Ingest:
         if self._far and content.changes is None and content.scanner is None and not self._lost:
             self._whole_segment(task, again=again)
             return
+        if content.scanner is not None:
+            self._scanned_segment(task, content.scanner, again=again)
+            return
         parent = self._parent_leaf(content, segment)
         storing = Storing(self._acceptor, self._sealer, parent, lambda: self._segment(task, again=True))
         length = segment_length(content.source.size_bytes, self._segment_bytes, segment)
-        if content.scanner is not None:
-            taken = self._scanned(content.scanner, segment, length, parent, storing)
-        else:
-            taken = self._read(content, segment, length, parent, storing, again=again)
-        content.leaves[segment] = taken.leaf  # before it is stored: doing the segment again may replace it
+        taken = self._read(content, segment, length, parent, storing, again=again)
+        self._settle(task, taken, storing, again=again)
+
+    def _settle(self, task: _Task, taken: Taken, storing: Storing, *, again: bool) -> None:
+        """Stores the leaf of a segment, and what has not been stored of it yet."""
+        task.content.leaves[task.segment] = taken.leaf  # first: doing the segment again may replace it
         if taken.plaintext:
             storing.finish(taken.leaf, taken.plaintext)
         elif storing.needs_close:
             storing.close((taken.leaf,) if taken.leaf != HOLE_ID else ())
-        self._count(taken, storing, again=again)
+        self._count(taken, storing.new_chunks, storing.new_bytes, again=again)
 
-    def _count(self, taken: Taken, storing: Storing, *, again: bool) -> None:
+    def _count(self, taken: Taken, new_chunks: int, new_bytes: int, *, again: bool) -> None:
         with self._lock:
             counters = self.counters
             if not again:
                 counters.bytes_done += taken.done
-                counters.chunks_reused += taken.chunks - storing.new_chunks
+                counters.chunks_reused += taken.chunks - new_chunks
             counters.bytes_read += taken.read
-            counters.bytes_new += storing.new_bytes
-            counters.chunks_new += storing.new_chunks
+            counters.bytes_new += new_bytes
+            counters.chunks_new += new_chunks
 
     def _whole_segment(self, task: _Task, *, again: bool) -> None:
         """Takes a segment in with as few questions as can be: none if it equals the parent's, else one.
@@ -407,7 +418,8 @@ class Ingest:
         content.leaves[segment] = leaf
         if leaf not in (HOLE_ID, self._parent_id(content, segment)):
             storing.add_whole(cut.ids, cut.pieces, leaf, plaintext)
-        self._count(Taken(leaf, plaintext, len(cut.ids), cut.read, length), storing, again=again)
+        taken = Taken(leaf, plaintext, len(cut.ids), cut.read, length)
+        self._count(taken, storing.new_chunks, storing.new_bytes, again=again)
 
     def _parent_id(self, content: Content, segment: int) -> NodeId | None:
         """The parent's leaf of a segment of the same length; None if there is none, or it can not be told."""
@@ -455,13 +467,22 @@ class Ingest:
         leaf, plaintext = name_leaf(self._keys, parts, ids, parent)
         return Taken(leaf, plaintext, len(ids), read, done)
 
-    def _scanned(
-        self, scanner: SegmentScanner, segment: int, length: int, parent: ParentLeaf | None, storing: Storing
-    ) -> Taken:
-        """Takes a segment in that somebody else reads, where it lies."""
+    def _scanned_segment(self, task: _Task, scanner: SegmentScanner, *, again: bool) -> None:
+        """Takes a segment in that somebody else reads, where it lies. One that is the parent's is not asked about."""
+        content, segment = task
         assert self._cutting is not None
-        scanned = scanner.scan(segment * self._segment_bytes, length, self._cutting)
-        return take_scanned(scanned, length, parent, storing, self._keys, self._aliases, self._sound_leaf)
+        assert content.expected is not None
+        length = segment_length(content.source.size_bytes, self._segment_bytes, segment)
+        scanned = scanner.scan(segment * self._segment_bytes, length, self._cutting, content.expected.digest)
+        known = content.expected.of(segment)
+        if known is not None and scanned.digest == known.digest:
+            content.leaves[segment] = known.leaf
+            self._count(Taken(known.leaf, b"", scanned.chunks, scanned.data_bytes, length), 0, 0, again=again)
+            return
+        parent = self._parent_leaf(content, segment)
+        storing = Storing(self._acceptor, self._sealer, parent, lambda: self._segment(task, again=True))
+        taken = take_scanned(scanned, length, parent, storing, self._keys, self._aliases, self._sound_leaf)
+        self._settle(task, taken, storing, again=again)
 
     def _parent_leaf(self, content: Content, segment: int) -> ParentLeaf | None:
         """What the parent has in the place of a segment; None if that is nothing, or can not be read."""

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 import blake3
 
 from holdfast.errors import DamagedConfig, UsageError, WrongPassword
-from holdfast.ids import RecordId
+from holdfast.ids import NodeId, RecordId
 from holdfast.repo.format import canonical
 from holdfast.repo.format.config import (
     MAC_BYTES,
@@ -161,6 +161,17 @@ class Keys:
         if self.alias_key:
             return blake3.blake3(named, key=self.alias_key).digest(length=ALIAS_BYTES)
         return blake3.blake3(named, derive_key_context=CLEAR_ALIAS_CONTEXT).digest(length=ALIAS_BYTES)
+
+    def hidden_digest(self, leaf: NodeId, digest: bytes) -> bytes:
+        """The digest of a leaf's parts as the index keeps it under the leaf's id; the same function gives it back.
+
+        When encrypted it is covered by a pad that the key and the id make. An id stands for one content and so for one
+        digest: no pad is used for two.
+        """
+        if not self.alias_key:
+            return digest
+        pad = blake3.blake3(leaf, key=self.alias_key).digest()
+        return bytes(one ^ other for one, other in zip(digest, pad, strict=True))
 
     def mark_id(self, plaintext: bytes) -> RecordId:
         """`record_id` of a mark."""

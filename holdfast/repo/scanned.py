@@ -4,26 +4,34 @@ Somebody far away names chunks by SHA-256; the repository names them by ids of i
 the one to the other, for chunks and for the leaves of whole segments. An alias is written only after the bytes were here
 and were hashed both ways. A segment whose digest is known costs that digest; otherwise its parts are asked for, and of
 those the chunks of which the alias or the record is missing. Losing aliases costs the bytes once more, nothing else.
+
+For leaves the index keeps the way back, too: under the leaf's id the digest of its parts. So whoever scans can be told
+what to expect where the parent has a certain leaf, and a segment that is as expected costs a word and no question.
 """
 
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from holdfast.disk import ScannedSegment, parts_digest
-from holdfast.errors import SourceError
+from holdfast.errors import IntegrityError, SourceError
 from holdfast.ids import HOLE_ID, ChunkId, NodeId, RecordId
-from holdfast.repo.format.node import Leaf, encode_leaf
+from holdfast.repo.format.manifest import ContentTree
+from holdfast.repo.format.node import FANOUT, Leaf, encode_leaf
 from holdfast.repo.format.record import Kind
 from holdfast.repo.keys import Keys
 from holdfast.repo.storing import ParentLeaf, Storing
+from holdfast.repo.tree import TreeReader, segment_length, segments_of
 
-__all__ = ["Aliases", "Taken", "name_leaf", "take_scanned"]
+__all__ = ["Aliases", "Expectations", "Taken", "name_leaf", "take_scanned"]
 
 _NOTHING: Final = bytes(32)
 _MOST_FRESH: Final = 100_000
+_MOST_GROUPS: Final = 8
 
 
 class Taken(NamedTuple):
@@ -65,6 +73,78 @@ class Aliases:
         ]
 
 
+class Expected(NamedTuple):
+    """The leaf that the parent has in the place of a segment, and the digest of its parts."""
+
+    leaf: NodeId
+    digest: bytes
+
+
+class Expectations:
+    """What the segments of a content are if nothing has changed since the parent. Thread-safe.
+
+    Asks once for as many segments as an inner node has leaves: over a network that is one round trip.
+
+    Args:
+        parent: None if there is none, or if it can not be relied on.
+        size_bytes: of the content.
+    """
+
+    def __init__(
+        self, trees: TreeReader, keys: Keys, aliases: Aliases, parent: ContentTree | None, size_bytes: int
+    ) -> None:
+        self._trees = trees
+        self._keys = keys
+        self._aliases = aliases
+        self._parent = parent
+        self._size_bytes = size_bytes
+        self._lock = threading.Lock()
+        self._groups: OrderedDict[int, dict[int, Expected]] = OrderedDict()
+
+    def of(self, segment: int) -> Expected | None:
+        """What a segment is expected to be, if that is known."""
+        if self._parent is None or segment >= segments_of(self._parent):
+            return None
+        number = segment // FANOUT
+        with self._lock:
+            if number not in self._groups:
+                self._groups[number] = self._group(self._parent, number)
+                while len(self._groups) > _MOST_GROUPS:
+                    self._groups.popitem(last=False)
+            return self._groups[number].get(segment)
+
+    def digest(self, offset: int, length: int) -> bytes | None:
+        """See `disk.Expect`."""
+        parent = self._parent
+        if parent is None or length != segment_length(
+            self._size_bytes, parent.segment_bytes, offset // parent.segment_bytes
+        ):
+            return None
+        found = self.of(offset // parent.segment_bytes)
+        return None if found is None else found.digest
+
+    def _group(self, parent: ContentTree, number: int) -> dict[int, Expected]:
+        first = number * FANOUT
+        leaves: dict[int, NodeId] = {}
+        try:
+            for segment in range(first, min(first + FANOUT, segments_of(parent))):
+                lengths = {
+                    segment_length(size, parent.segment_bytes, segment)
+                    for size in (parent.size_bytes, self._size_bytes)
+                }
+                leaf = self._trees.leaf_id(parent, segment)
+                if leaf != HOLE_ID and len(lengths) == 1:
+                    leaves[segment] = leaf
+        except IntegrityError:
+            return {}  # expect nothing rather than fail
+        hidden = self._aliases.find(list(leaves.values()))
+        return {
+            segment: Expected(leaf, self._keys.hidden_digest(leaf, digest))
+            for (segment, leaf), digest in zip(leaves.items(), hidden, strict=True)
+            if digest is not None
+        }
+
+
 def name_leaf(
     keys: Keys, parts: Sequence[int], ids: Sequence[ChunkId], parent: ParentLeaf | None
 ) -> tuple[NodeId, bytes]:
@@ -100,17 +180,25 @@ def take_scanned(
     alias = keys.alias(Kind.NODE, scanned.digest)
     found = aliases.find([alias])[0]
     known = NodeId(found) if found is not None else None
+
+    def learn(leaf: NodeId) -> None:
+        names = {alias: leaf, leaf: RecordId(keys.hidden_digest(leaf, scanned.digest))}
+        storing.aliases.update(names)
+        aliases.fresh.update(names)
+
     if known is not None:
         if parent is not None and known == parent.id:
+            learn(known)  # or it would have been expected, and never come here
             return Taken(known, b"", len(parent.leaf.ids), _data_bytes(parent.leaf.lengths), length)
         leaf = sound_leaf(known, length)
         if leaf is not None and not storing.unknown([known, *dict.fromkeys(leaf.ids)]):
+            learn(known)
             return Taken(known, b"", len(leaf.ids), _data_bytes(leaf.lengths), length)
     lengths, hashes = scanned.parts()
     _require_sound(scanned.digest, lengths, hashes, length)
     ids = _stored(scanned, lengths, hashes, storing, keys, aliases)
     node, plaintext = name_leaf(keys, lengths, ids, parent)
-    storing.aliases[alias] = aliases.fresh[alias] = node
+    learn(node)
     return Taken(node, plaintext, len(ids), _data_bytes(lengths), length)
 
 

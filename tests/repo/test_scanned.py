@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.chunker import PUBLISHED_SEED, ChunkerParams, make_chunker
-from holdfast.disk import Cutting, DiskInfo, Machine, ScannedSegment, SourceDisk, parts_digest
+from holdfast.disk import Cutting, DiskInfo, Expect, Machine, ScannedSegment, SourceDisk, parts_digest
 from holdfast.errors import SourceError
 from holdfast.repo.backup import BackupOptions
 from holdfast.repo.format.record import Kind
@@ -48,6 +48,7 @@ class Traffic:
     """What has travelled."""
 
     segments: int = 0
+    expected: int = 0
     parts: int = 0
     chunks: int = 0
     fetched_bytes: int = 0
@@ -64,7 +65,7 @@ class Scanner:
     def can_cut(self, cutting: Cutting) -> bool:
         return self.knows
 
-    def scan(self, offset: int, length: int, cutting: Cutting) -> ScannedSegment:
+    def scan(self, offset: int, length: int, cutting: Cutting, expect: Expect) -> ScannedSegment:
         chunker = make_chunker(ChunkerParams(cutting.name, cutting.size_bytes), cutting.seed)
         self.traffic.segments += 1
         segment = self.data[offset : offset + length]
@@ -74,7 +75,10 @@ class Scanner:
             if part > 0:
                 pieces.append(segment[at : at + part])
             at += abs(part)
-        return self.made(lengths, pieces)
+        made = self.made(lengths, pieces)
+        if pieces and expect(offset, length) == made.digest:
+            self.traffic.expected += 1
+        return made
 
     def made(self, lengths: list[int], pieces: list[bytes]) -> ScannedSegment:
         return Scanned(lengths, pieces, self.traffic)
@@ -86,6 +90,8 @@ class Scanned:
         self.pieces = pieces
         self.hashes = [hashlib.sha256(piece).digest() for piece in pieces]
         self.digest = parts_digest(lengths, self.hashes) if pieces else bytes(32)
+        self.chunks = len(pieces)
+        self.data_bytes = sum(map(len, pieces))
         self._traffic = traffic
 
     def parts(self) -> tuple[Sequence[int], Sequence[bytes]]:
@@ -181,6 +187,58 @@ def test_only_what_is_unknown_travels(repository: Repository, rng: random.Random
     assert (swapped.parts, swapped.chunks) == (0, 0), "leaves are known wherever they are"
 
 
+def test_what_did_not_change_is_as_expected(repository: Repository, rng: random.Random) -> None:
+    data = guest(rng, 6 * MIB) + rng.randbytes(5 * 4096)
+    assert back_up(repository, data).expected == 0
+    assert back_up(repository, data).expected == 7
+    data[2 * MIB : 2 * MIB + 4096] = rng.randbytes(4096)
+    assert back_up(repository, data).expected == 6
+    assert back_up(repository, data).expected == 7, "what is new is expected the next time"
+    assert back_up(repository, data + rng.randbytes(4096)).expected == 6, (
+        "the last segment has another length"
+    )
+
+
+def test_what_is_as_expected_costs_no_question_for_each_segment(
+    repository: Repository, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = guest(rng, 16 * MIB)
+    back_up(repository, data)
+    back_up(repository, data)
+    index = repository._index()
+    asked: list[int] = []
+    lookup, aliases = index.lookup, index.aliases
+    monkeypatch.setattr(index, "lookup", lambda ids: asked.append(len(ids)) or lookup(ids))
+    monkeypatch.setattr(index, "aliases", lambda names: asked.append(len(names)) or aliases(names))
+    repository.backup(far(Scanner(bytes(data))), BackupOptions(workers=1))
+    assert len(asked) < 8, "with 16 segments"
+    assert repository.check(read_data=True).error() is None
+
+
+def test_names_that_an_older_version_has_written_are_completed(
+    repository: Repository, rng: random.Random
+) -> None:
+    data = guest(rng, 4 * MIB)
+    back_up(repository, data)
+    index = repository._index()
+    index.drop_aliases([name for name, _ in index.scan_aliases(b"", 10_000) if len(name) == 32])
+    again = back_up(repository, data)
+    assert (again.expected, again.parts) == (0, 0)
+    assert back_up(repository, data).expected == 4
+
+
+def test_nothing_is_expected_of_what_may_lack_something(repository: Repository, rng: random.Random) -> None:
+    data = guest(rng, 4 * MIB)
+    back_up(repository, data)
+    index = repository._index()
+    leaf, place = next(
+        (record, place) for record, place in index.scan(None, 100_000) if place.kind == Kind.CHUNK
+    )
+    index.drop({leaf: (place.pack, place.offset)})
+    traffic = back_up(repository, data)
+    assert (traffic.expected, traffic.chunks) == (0, 1), "the lost chunk is stored anew"
+
+
 def test_with_all_workers(repository: Repository, rng: random.Random) -> None:
     data = guest(rng, 16 * MIB)
     for _ in range(3):
@@ -262,10 +320,14 @@ def test_plain_hashes_are_not_in_an_encrypted_index(repository: Repository, rng:
     back_up(repository, data)
     keys = repository.unlock()
     names = {name for name, _ in repository._index().scan_aliases(b"", 100_000)}
-    scan = Scanner(data).scan(0, SEGMENT, cutting(repository))
+    scan = Scanner(data).scan(0, SEGMENT, cutting(repository), lambda _offset, _length: None)
     _, hashes = scan.parts()
     assert keys.alias(Kind.CHUNK, hashes[0]) in names
     assert not names & {digest[:16] for digest in hashes}
+    known = dict(repository._index().scan_aliases(b"", 100_000))
+    digests = {value for name, value in known.items() if len(name) == 32}
+    assert len(digests) == 2
+    assert (scan.digest in digests) == (keys.cipher is None)
 
 
 def cutting(repository: Repository) -> Cutting:

@@ -22,6 +22,7 @@ _MODULES: Final = (
     ("holdfast.esxi.agent", "frames"),
     ("holdfast.esxi.agent", "cuts"),
     ("holdfast.esxi.agent", "files"),
+    ("holdfast.esxi.agent", "deflating"),
     ("holdfast.esxi.agent", "serve"),
 )
 

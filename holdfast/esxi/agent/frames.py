@@ -39,11 +39,14 @@ PIECE = struct.Struct("<IBI")  # label, flags, number of runs: a range of a disk
 EXPECTED = 1  # flag of a piece: 32 bytes of digest follow, before the runs
 RECORD = struct.Struct("<IBII")  # label, codec, plain length, stored length; the stored bytes follow
 SUMMARY = struct.Struct("<IBI")  # label, what was found, number of parts; lengths and hashes follow
+DATA_BYTES = struct.Struct(
+    "<I"
+)  # follows the summary of what is as expected, with the number of chunks in it
 PLACE = struct.Struct("<HQ")  # handle and offset of what is written; the data follows
 HASHED = struct.Struct("<I32s")  # label and SHA-256 of a piece
 
 SAME, HOLE, PARTS = range(3)
-RAW, ZLIB = range(2)
+RAW, ZLIB, AUTO = range(3)  # AUTO is only asked for: it is answered by one of the others
 MAX_PIECE_BYTES = 32 << 20
 
 

@@ -17,12 +17,12 @@ import struct
 import sys
 import threading
 import time
-import zlib
 from collections import deque
 from typing import Any, Callable, List, Optional
 
 from holdfast.esxi.agent import frames
 from holdfast.esxi.agent.cuts import AlignedCutter, FixedCutter
+from holdfast.esxi.agent.deflating import Deflator, Rate
 from holdfast.esxi.agent.files import Files
 
 MAX_REQUESTS = 40
@@ -31,7 +31,7 @@ MAX_ANSWERS_BYTES = 4 << 20
 MAX_ENTRIES = 20000
 _BATCH_BYTES = 1 << 20
 _SEND_BYTES = 256 << 10
-_PROBE_BYTES = 4096
+_WORKERS = 2
 
 
 class Sender(object):
@@ -42,6 +42,7 @@ class Sender(object):
         self._frames = deque()  # type: Any
         self._bytes = 0
         self._changed = threading.Condition()
+        self.rate = Rate()
 
     def put(self, kind: int, request: int, payload: bytes, flags: int = 0) -> None:
         """Queues a frame; waits while the queue is full."""
@@ -67,8 +68,10 @@ class Sender(object):
                     size += len(taken[-1])
             view = memoryview(b"".join(taken) if len(taken) > 1 else taken[0])
             del taken
+            began = time.monotonic()
             while view:
                 view = view[os.write(self._descriptor, view[:_SEND_BYTES]) :]
+            self.rate.note(size, time.monotonic() - began)
             with self._changed:
                 self._bytes -= size
                 self._changed.notify_all()
@@ -81,6 +84,7 @@ class Agent(object):
         self._plain = plain
         self._sender = sender
         self._files = Files()
+        self._deflator = Deflator(sender.rate, _WORKERS)
         self._cutters = {}  # type: Any
         self._jobs = deque()  # type: Any
         self._changed = threading.Condition()
@@ -110,9 +114,9 @@ class Agent(object):
         elif kind in (frames.FETCH, frames.HASH):
             if len(payload) < 1:
                 raise frames.FrameError("a request is cut off")
-            deflate, pieces = payload[0] == frames.ZLIB, frames.unpack_pieces(payload[1:])
+            codec, pieces = payload[0], frames.unpack_pieces(payload[1:])
             act = self._fetch if kind == frames.FETCH else self._hash
-            jobs = [self._job(request, act, batch, deflate) for batch in _batches(pieces)]
+            jobs = [self._job(request, act, batch, codec) for batch in _batches(pieces)]
         elif kind in self._verbs:
             jobs = [self._job(request, self._simple, self._verbs[kind], payload)]
         else:
@@ -198,25 +202,26 @@ class Agent(object):
         self._keep_pace(piece.length)
         listing = struct.pack("<%di" % len(parts), *parts) + b"".join(hashes)
         if piece.expected == hashlib.sha256(listing).digest():
-            return buffer, frames.SEGMENT, frames.SUMMARY.pack(piece.label, frames.SAME, 0)
+            same = frames.SUMMARY.pack(piece.label, frames.SAME, len(hashes))
+            return buffer, frames.SEGMENT, same + frames.DATA_BYTES.pack(sum(p for p in parts if p > 0))
         if not hashes:
             return buffer, frames.SEGMENT, frames.SUMMARY.pack(piece.label, frames.HOLE, 0)
         return buffer, frames.SEGMENT, frames.SUMMARY.pack(piece.label, frames.PARTS, len(parts)) + listing
 
-    def _fetch(self, pieces: List[frames.Piece], deflate: bool, buffer: bytearray) -> Any:
+    def _fetch(self, pieces: List[frames.Piece], wanted: int, buffer: bytearray) -> Any:
         out = []  # type: List[bytes]
         for piece in pieces:
             buffer = _at_least(buffer, piece.length)
             with memoryview(buffer) as whole, whole[: piece.length] as view:
                 if not self._files.read(piece.runs, view, frames.ZEROS):
                     view[:] = bytes(piece.length)
-                codec, stored = _stored(view, deflate)
+                codec, stored = self._deflator.stored(view, wanted)
             out.append(frames.RECORD.pack(piece.label, codec, piece.length, len(stored)))
             out.append(stored)
             self._keep_pace(piece.length)
         return buffer, frames.DATA, b"".join(out)
 
-    def _hash(self, pieces: List[frames.Piece], _: bool, buffer: bytearray) -> Any:
+    def _hash(self, pieces: List[frames.Piece], _: int, buffer: bytearray) -> Any:
         out = []  # type: List[bytes]
         for piece in pieces:
             buffer = _at_least(buffer, piece.length)
@@ -328,20 +333,6 @@ def _batches(pieces: List[frames.Piece]) -> List[List[frames.Piece]]:
     return batches
 
 
-def _stored(view: memoryview, deflate: bool) -> Any:
-    """Codec and bytes of data as it is sent: deflated if a sample of it shrinks, and so does all of it."""
-    if deflate:
-        middle = len(view) // 2
-        if (
-            len(view) <= 2 * _PROBE_BYTES
-            or len(zlib.compress(view[middle : middle + _PROBE_BYTES], 1)) < _PROBE_BYTES * 9 // 10
-        ):
-            small = zlib.compress(view, 1)
-            if len(small) < len(view) * 19 // 20:
-                return frames.ZLIB, small
-    return frames.RAW, bytes(view)
-
-
 def _entry(name: str, status: os.stat_result) -> Any:
     return {"name": name, "size": status.st_size, "mode": status.st_mode, "mtime": int(status.st_mtime)}
 
@@ -370,7 +361,7 @@ def main(plain: Any) -> None:
         return target
 
     threading.stack_size(256 << 10)
-    for run in (sender.run, agent.work, agent.work):
+    for run in (sender.run,) + (agent.work,) * _WORKERS:
         thread = threading.Thread(target=guarded(run))
         thread.daemon = True
         thread.start()

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.chunker import PUBLISHED_SEED, ChunkerParams, make_chunker
+from holdfast.disk import parts_digest
 from holdfast.errors import (
     HoldfastError,
     LinkError,
@@ -28,7 +29,7 @@ from holdfast.errors import (
 from holdfast.esxi.agent import frames
 from holdfast.esxi.agent.bundle import bootstrap_command, program
 from holdfast.esxi.agent.frames import Piece
-from holdfast.esxi.agent_answers import Found, digest_of, runs_of
+from holdfast.esxi.agent_answers import Found, runs_of
 from holdfast.esxi.agent_link import AgentLink
 from holdfast.esxi.ranges import ReaderSource
 from holdfast.esxi.vmdk.chain import ChainSource
@@ -69,7 +70,9 @@ def cut_here(name: str, chunk_size: int, data: bytes) -> Found:
         if part > 0:
             hashes.append(hashlib.sha256(data[at : at + part]).digest())
         at += abs(part)
-    return Found(0, same=False, parts=tuple(parts), hashes=tuple(hashes))
+    data_bytes = sum(part for part in parts if part > 0)
+    digest = parts_digest(parts, hashes)
+    return Found(0, digest, len(hashes), data_bytes, parts=tuple(parts), hashes=tuple(hashes))
 
 
 # What is sent
@@ -78,7 +81,10 @@ def cut_here(name: str, chunk_size: int, data: bytes) -> Found:
 def test_the_far_side_needs_no_more_than_python_3_5() -> None:
     import holdfast.chunker.aligned_plain as plain
 
-    files = [plain.__file__, *(str(FAR / f"{name}.py") for name in ("frames", "cuts", "files", "serve"))]
+    files = [
+        plain.__file__,
+        *(str(FAR / f"{name}.py") for name in ("frames", "cuts", "files", "deflating", "serve")),
+    ]
     done = subprocess.run(
         [Path(sys.executable).parent / "vermin", "--no-tips", "--target=3.5-", "--violations", *files],
         capture_output=True, text=True, check=False,
@@ -141,7 +147,13 @@ def test_cuts_and_hashes_are_those_of_the_engine(size, each_python, start, tmp_p
         again = (
             file.piece(one.label, one.label, min(segment, size - one.label), one.digest) for one in found
         )
-        assert all(one.same for one in link.scan(cutter, again))
+        for one, before in zip(link.scan(cutter, again), found, strict=True):
+            assert one.same
+            assert (one.digest, one.chunks, one.data_bytes) == (
+                before.digest,
+                before.chunks,
+                before.data_bytes,
+            )
 
 
 @pytest.mark.parametrize("case", range(12))
@@ -200,17 +212,17 @@ def test_a_chain_is_scanned_where_it_lies(start, history, tmp_path) -> None:
     assert digest == hashlib.sha256(vm.state[MIB - 77 : 2 * MIB - 77]).digest()
 
 
-@pytest.mark.parametrize("deflate", [True, False])
-def test_fetching(deflate, start, tmp_path) -> None:
+@pytest.mark.parametrize("codec", [frames.RAW, frames.ZLIB, frames.AUTO])
+def test_fetching(codec, start, tmp_path) -> None:
     data = image(tmp_path / "disk", 9 * MIB + 5, 4)
     link, _ = start()
     file = link.open(str(tmp_path / "disk"))
     ranges = [(0, 1), (5, 4096), (MIB - 3, 5 * MIB), (9 * MIB, 5), (0, 9 * MIB + 5)]
     before = link.received_bytes
-    got = list(link.fetch([file.piece(0, *one) for one in ranges], deflate=deflate))
+    got = list(link.fetch([file.piece(0, *one) for one in ranges], codec=codec))
     assert got == [data[at : at + length] for at, length in ranges]
     sent = sum(map(len, got))
-    assert link.received_bytes - before < sent * (0.8 if deflate else 1.01)
+    assert link.received_bytes - before < sent * (0.8 if codec == frames.ZLIB else 1.01)
     assert file.read(9 * MIB, 100) == data[9 * MIB :]
     assert file.read(10 * MIB, 100) == b""
 
@@ -500,7 +512,3 @@ def test_errors_of_the_host_are_ours(start) -> None:
     with pytest.raises(SourceUnreadable, match=r"/vmfs/x-flat\.vmdk can not be read \(Device") as caught:
         link.open("/vmfs/x-flat.vmdk")
     assert "snapshot" in caught.value.hint
-
-
-def test_the_digest_is_what_the_agent_computes() -> None:
-    assert digest_of((4, -8), (b"h" * 32,)) == hashlib.sha256(struct.pack("<ii", 4, -8) + b"h" * 32).digest()
