@@ -39,6 +39,8 @@ class AlignedCutter(object):
         self._repetition = plain.words_struct(range(0, plain.BLOCK_BYTES, plain.REPETITION_STRIDE_BYTES))
         self.candidate_from = plain.threshold(self._limits.bits)
         self.sure_from = plain.threshold(self._limits.bits + plain.REPETITION_BITS)
+        least = self.candidate_from >> 56
+        self.worth_a_look = bytes(int(top == 0 or top >= least) for top in range(256))
 
     def begin(self, segment: memoryview) -> "AlignedPass":
         """A pass over a segment that is still to be filled."""
@@ -48,11 +50,13 @@ class AlignedCutter(object):
         """The lengths of the segment's parts in bytes, in order; a hole's length is negative."""
         return self.begin(segment).finish()
 
-    def weigh(self, blocks: memoryview) -> List[int]:
-        """The weights of whole blocks, 64 bits each."""
+    def weigh(self, blocks: memoryview) -> bytes:
+        """The weights of whole blocks: the first 8 bytes of a lane of 16 for each, little-endian."""
         if sys.byteorder != "little":
             samples = self._plain.words_struct(self._plain.SAMPLE_OFFSETS).iter_unpack(blocks)
-            return [sum(map(mul, words, self._weights)) & (1 << 64) - 1 for words in samples]
+            return b"".join(
+                sum(map(mul, words, self._weights)).to_bytes(_LANE_BYTES, "little") for words in samples
+            )
         words = blocks.cast("I")
         count = len(words) // _BLOCK_WORDS
         lanes = bytearray(_LANE_BYTES * count)
@@ -61,11 +65,7 @@ class AlignedCutter(object):
         for word, weight in self._samples:
             lane_words[:] = words[word::_BLOCK_WORDS]
             total += int.from_bytes(lanes, "little") * weight
-        return (
-            memoryview(total.to_bytes(len(lanes) + _LANE_BYTES, "little"))
-            .cast("Q")[0 : 2 * count : 2]
-            .tolist()
-        )
+        return total.to_bytes(len(lanes) + _LANE_BYTES, "little")
 
     def select(
         self, segment: memoryview, candidates: List[int], sure: List[bool], zero: List[int]
@@ -134,13 +134,19 @@ class AlignedPass(object):
     def _weigh(self, blocks: memoryview) -> None:
         weights = self._cutter.weigh(blocks)
         least, sure = self._cutter.candidate_from, self._cutter.sure_from
+        count = len(blocks) // _BLOCK_BYTES
+        # By its highest byte most of the blocks are sorted out; no number is made of their weights.
+        looks = weights[7 : count * _LANE_BYTES : _LANE_BYTES].translate(self._cutter.worth_a_look)
         first = self._done // _BLOCK_BYTES
-        for block, weight in [pair for pair in enumerate(weights) if pair[1] >= least or not pair[1]]:
-            if weight:
+        block = looks.find(1)
+        while block >= 0:
+            weight = int.from_bytes(weights[block * _LANE_BYTES : block * _LANE_BYTES + 8], "little")
+            if weight >= least:
                 self._candidates.append(first + block + 1)
                 self._sure.append(weight >= sure)
-            elif is_zero(blocks[block * _BLOCK_BYTES : (block + 1) * _BLOCK_BYTES]):
+            elif not weight and is_zero(blocks[block * _BLOCK_BYTES : (block + 1) * _BLOCK_BYTES]):
                 self._zero.append(first + block)
+            block = looks.find(1, block + 1)
         self._done += len(blocks)
 
 
