@@ -283,7 +283,7 @@ def test_waits_that_a_switch_adds(host) -> None:
     host.snapshot(host.vm("web1"), "s")
     for name, value, command in (
         ("slow_commands_s", 0.3, f"vim-cmd vmsvc/power.getstate {host.vm('web1').vmid}"),
-        ("read_delay_ms", 300, f"head -c 1 {FLAT}"),
+        ("read_delay_ms", 300, f"head -c 1 {FLAT} | wc -c"),
     ):
         host.faults.set(name, value)
         began_s = time.monotonic()
