@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import mount
+from benchmarks import esxi_wire, mount
 from benchmarks.machine import PROJECT
 from benchmarks.summary import PUBLISHED, Summary, load, publish
 from benchmarks.targets import Verdict, verdicts
@@ -26,6 +26,11 @@ _DOCS = PROJECT / "docs"
 _REMARKS = PROJECT / "benchmarks" / "remarks.toml"
 _VERDICTS = {True: "met", False: "**missed**", None: "not measured"}
 _OWN = "holdfast"
+# Results in the form of their own benchmark: the start of their file's name (and key of the remark), the heading, who writes of them.
+_SECTIONS: tuple[tuple[str, str, Callable[[Sequence[dict[str, Any]]], Iterator[str]]], ...] = (
+    ("mount", "Mounting", mount.section),
+    ("esxi-wire", "Backups from a host", esxi_wire.section),
+)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -409,13 +414,14 @@ def render(
     pictures: Sequence[str] = (),
     change_map: dict[str, Any] | None = None,
     collection: dict[str, Any] | None = None,
-    mounts: Sequence[dict[str, Any]] = (),
+    sections: Mapping[str, Sequence[dict[str, Any]]] | None = None,
 ) -> str:
     """The whole document.
 
     Args:
         runs: the one with most tools is shown side by side; targets are taken from the one with most rounds.
         pictures: lines that `plots` has given.
+        sections: results by their key in `_SECTIONS`.
     """
     widest = _widest(runs)
     lines = [
@@ -451,9 +457,11 @@ def render(
         lines += _change_map(change_map)
     if collection:
         lines += _collection(collection, remarks)
-    if mounts:
-        lines += ["## Mounting", "", f"{_machine(mounts[0])}.", "", *mount.section(mounts)]
-        lines += [" ".join(remarks["mount"].split()), ""] if "mount" in remarks else []
+    for key, heading, section in _SECTIONS:
+        found = (sections or {}).get(key)
+        if found:
+            lines += [f"## {heading}", "", f"{_machine(found[0])}.", "", *section(found)]
+            lines += [" ".join(remarks[key].split()), ""] if key in remarks else []
     if "not-measured" in remarks:
         lines += ["## Not measured yet", "", remarks["not-measured"], ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -468,20 +476,20 @@ def main() -> None:
         name, _, path = item.partition("=")
         print(publish(Path(path), name))
     others: dict[str, dict[str, Any] | None] = dict.fromkeys(("index", "change_map", "collection"))
-    mounts: list[dict[str, Any]] = []
+    sections: dict[str, list[dict[str, Any]]] = {key: [] for key, _, _ in _SECTIONS}
     runs = []
     for path in sorted(PUBLISHED.glob("*.json")):
         if path.stem in others:
             others[path.stem] = json.loads(path.read_text(encoding="utf-8"))
-        elif path.stem.startswith("mount"):
-            mounts.append(json.loads(path.read_text(encoding="utf-8")))
+        elif key := next((key for key in sections if path.stem.startswith(key)), None):
+            sections[key].append(json.loads(path.read_text(encoding="utf-8")))
         else:
             runs.append(load(path))
     scale = others["index"]
     remarks = tomllib.loads(_REMARKS.read_text(encoding="utf-8"))
     target = _DOCS / "BENCHMARKS.md"
     pictures = list(plots(_widest(runs), scale, _DOCS / "images"))
-    text = render(runs, scale, remarks, pictures, others["change_map"], others["collection"], mounts)
+    text = render(runs, scale, remarks, pictures, others["change_map"], others["collection"], sections)
     target.write_text(text, encoding="utf-8")
     print(target)
 
