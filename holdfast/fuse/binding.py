@@ -2,7 +2,9 @@
 
 The only module that knows mfusepy (and through it libfuse 3, or 2 where that is all there is). It decides nothing but
 what FUSE lets one decide: that the kernel may keep what it has read, since a path means the same bytes for as long as
-the mount lives; how long it may believe that a name is there; and that a failure has an `errno`.
+the mount lives; how long it may believe that a name is there; and that a failure has an `errno`. Only what a reader from
+front to back has left behind is taken from it again: whoever reads a disk of a terabyte once should not have all of the
+machine's memory filled with it, and on a virtual machine fresh pages cost more than what is read into them.
 
 libfuse calls from threads of its own, several at the same time.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import queue
 import signal
 import stat
 import tempfile
@@ -95,16 +98,24 @@ class _Operations:
 
     use_ns = True
 
-    def __init__(self, view: View, options: MountOptions, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, view: View, options: MountOptions, begun: Callable[[], None], ended: Callable[[], None]
+    ) -> None:
         self.view = view
         self._options = options
-        self._ready = ready
+        self._begun = begun
+        self._ended = ended
         self._owner = os.geteuid(), os.getegid()
 
     def init(self, path: str) -> None:
         """The kernel has answered: the mount can be used."""
         del path
-        self._ready()
+        self._begun()
+
+    def destroy(self, path: str) -> None:
+        """It is unmounted; libfuse's handle is good for the last time."""
+        del path
+        self._ended()
 
     def getattr(self, path: str, handle: int | None = None) -> Mapping[str, int]:
         found = self.view.attributes(path, handle)
@@ -168,6 +179,42 @@ class _Operations:
     lseek = read
 
 
+class _LeftBehind:
+    """Has the kernel give up the pages of files that readers have come on in, in a thread of its own.
+
+    The kernel waits for pages that are being read, so that this is nothing for a thread that answers it. With libfuse 2, which
+    can not do that, it does nothing.
+
+    Args:
+        library: libfuse, loaded.
+        fuse: its handle of the mount, which must outlive `close`.
+    """
+
+    def __init__(self, library: ctypes.CDLL, fuse: int) -> None:
+        self._paths: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._fuse = ctypes.c_void_p(fuse)
+        self._invalidate = getattr(library, "fuse_invalidate_path", None)
+        self._thread = threading.Thread(target=self._work, name="holdfast-behind", daemon=True)
+        self._thread.start()
+
+    def add(self, path: str) -> None:
+        """Some of that file is not needed any more."""
+        if self._invalidate is not None:
+            self._paths.put(path)
+
+    def close(self) -> None:
+        """Ends the thread; after the mount has gone nothing keeps it."""
+        self._paths.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (path := self._paths.get()) is not None:
+            assert self._invalidate is not None
+            self._invalidate(
+                self._fuse, path.encode("utf-8", "surrogateescape")
+            )  # a path that has gone is no harm
+
+
 def serve(view: View, options: MountOptions, ready: Callable[[], None]) -> None:
     """Mounts, and serves until it is unmounted or the process is told to end (SIGTERM, SIGINT, SIGHUP).
 
@@ -205,6 +252,7 @@ def serve(view: View, options: MountOptions, ready: Callable[[], None]) -> None:
             return view.seek(info.contents.fh, offset, whence)
 
     started = False
+    behind: _LeftBehind | None = None
     version = mfusepy.fuse_version_major, mfusepy.fuse_version_minor
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # libfuse unmounts on those that nobody else handles
@@ -222,7 +270,18 @@ def serve(view: View, options: MountOptions, ready: Callable[[], None]) -> None:
             ready()
             threading.Thread(target=read_in_larger_pieces, args=(options.place,), daemon=True).start()
 
-        operations = _Operations(view, options, now_ready)
+        def begun() -> None:
+            nonlocal behind
+            library = mfusepy._libfuse  # noqa: SLF001 - the one that it has loaded, with its types
+            behind = _LeftBehind(library, library.fuse_get_context().contents.fuse)
+            view.leave_behind = behind.add
+            now_ready()
+
+        def ended() -> None:
+            if behind is not None:
+                behind.close()
+
+        operations = _Operations(view, options, begun, ended)
         os.dup2(said.fileno(), 2)
         code = 0
         try:

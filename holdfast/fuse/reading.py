@@ -27,6 +27,7 @@ _MOST_AHEAD_BYTES: Final = 16 * MIB
 _SLACK_BYTES: Final = MIB
 """The kernel sends several requests at once, and they arrive in any order."""
 _SURE_AFTER_BYTES: Final = 256 * KIB
+_LEAVES_BEHIND_BYTES: Final = 64 * MIB
 
 
 class Content(Protocol):
@@ -101,6 +102,18 @@ class OpenFile:
         self._expected = 0
         self._run_bytes = 0
         self._fetched_to = 0
+        self._left_bytes = 0
+
+    def leaves_behind(self) -> bool:
+        """Whether somebody who reads this file from front to back has come on by 64 MiB since this was last true.
+
+        What lies behind will hardly be read again, so that it need not be kept anywhere.
+        """
+        with self._lock:
+            if self._run_bytes - self._left_bytes < _LEAVES_BEHIND_BYTES:
+                return False
+            self._left_bytes = self._run_bytes
+            return True
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Fills the buffer from `offset` on as far as the file goes; returns how many bytes that are.
@@ -153,7 +166,7 @@ class OpenFile:
         assert self._content is not None
         with self._lock:
             if abs(start - self._expected) > _SLACK_BYTES:
-                self._run_bytes = 0
+                self._run_bytes = self._left_bytes = 0
                 self._expected = self._fetched_to = end
                 return
             self._run_bytes += end - start

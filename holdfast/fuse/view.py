@@ -85,6 +85,9 @@ class View:
         describe: what is in the folder of a point.
         notify: receives a line for the log.
         shared: whether other users than the one who has mounted it may read it.
+
+    Attributes:
+        leave_behind: called with the path of a file whenever a reader from front to back has come on by much.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class View:
         self._open: dict[int, tuple[str, OpenFile]] = {}
         self._next_handle = 1
         self._told: set[str] = set()
+        self.leave_behind: Callable[[str], None] | None = None
 
     # --- folders
 
@@ -232,7 +236,10 @@ class View:
         """Fills the buffer; returns how many bytes there were before the end of the file."""
         path, opened = self._opened(handle)
         with self._explaining(path, offset, len(buffer)):
-            return opened.read_into(offset, buffer)
+            count = opened.read_into(offset, buffer)
+        if opened.leaves_behind() and self.leave_behind is not None:
+            self.leave_behind(path)
+        return count
 
     def seek(self, handle: int, offset: int, whence: int) -> int:
         """As `lseek` with SEEK_DATA and SEEK_HOLE."""

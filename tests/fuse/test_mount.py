@@ -449,6 +449,24 @@ def test_memory_stays_within_the_cache_and_what_the_document_says(
     assert anonymous < (32 + 150) << 20
 
 
+def test_what_was_read_does_not_fill_the_memory(holdfast: Holdfast, tmp_path: Path, mount: MountIt) -> None:
+    if shutil.which("fincore") is None:
+        pytest.skip("needs fincore")
+    image = tmp_path / "large.raw"
+    with image.open("wb") as file:
+        for at in range(0, 400, 8):
+            file.seek(at << 20)
+            file.write(patterned(1 << 20, at))
+        file.truncate(400 << 20)
+    repo = init(holdfast, tmp_path)
+    back_up(holdfast, repo, image, "web1", NOON)
+    disk = mount(repo).point("web1") / "large.raw"
+    subprocess.run(["cmp", disk, image], check=True)
+    cached = subprocess.run(["fincore", "-nb", "-o", "RES", disk], check=True, capture_output=True, text=True)
+    assert 0 < int(cached.stdout) < 200 << 20
+    subprocess.run(["cmp", disk, image], check=True)
+
+
 def test_libfuse_2_will_do(repo: Path, images: Path, mount: MountIt, monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         ctypes.CDLL("libfuse.so.2")

@@ -176,6 +176,22 @@ def test_nothing_is_read_ahead_for_whoever_jumps_about(view: View, library: Memo
     view.close(handle)
 
 
+def test_what_is_left_behind_is_told_of_whoever_reads_on_only(view: View, library: MemoryLibrary) -> None:
+    disk = bytes(200 << 20)
+    library.show(make_point(1, disks={"d.raw": disk}), d=disk)
+    told: list[str] = []
+    view.leave_behind = told.append
+    path = FOLDER + "/d.raw"
+    handle = view.open(path)
+    for at in range(0, len(disk), 1 << 20):
+        read(view, handle, at, 1 << 20)
+    assert told == [path] * 3
+    for at in range(0, len(disk), 1 << 20):
+        read(view, handle, (at * 7 + (5 << 20)) % len(disk), 1 << 20)
+    assert told == [path] * 3
+    view.close(handle)
+
+
 def test_many_threads_read_one_file(view: View, path: str, disk: bytes) -> None:
     handle = view.open(path)
     wrong: list[int] = []
