@@ -129,13 +129,13 @@ class ScannedSegment(Protocol):
         """
         ...
 
-    def fetch(self, numbers: Sequence[int]) -> Iterator[bytes]:
+    def fetch(self, numbers: Sequence[int]) -> Iterator[bytes | memoryview]:
         """Yields the bytes of some chunks (numbered without the holes, ascending), in that order.
 
-        They have been held against length and hash.
+        Whoever takes them has to hold them against length and hash: the disk may have changed meanwhile.
 
         Raises:
-            SourceChanged: the bytes are not those that were hashed.
+            SourceChanged: they are not as long any more.
             SourceError: they can not be had.
         """
         ...

@@ -109,16 +109,18 @@ def runs_of(placements: Iterable[Placement], handle_of: Callable[[BlockSource], 
     return runs
 
 
-def records_in(batch: Sequence[Piece], answers: Iterable[bytes]) -> dict[int, bytes]:
+def records_in(
+    batch: Sequence[Piece], answers: Iterable[bytes | memoryview]
+) -> dict[int, bytes | memoryview]:
     """The bytes of each of the ranges, by label.
 
     Raises:
         LinkError: they are not those that were asked for.
     """
     lengths = {piece.label: piece.length for piece in batch}
-    found: dict[int, bytes] = {}
-    for payload in answers:
-        place = 0
+    found: dict[int, bytes | memoryview] = {}
+    for answer in answers:
+        payload, place = memoryview(answer), 0
         while place < len(payload):
             if place + frames.RECORD.size > len(payload):
                 raise broken("a record is cut off")
@@ -169,12 +171,13 @@ def slices(runs: Iterable[Run], most_bytes: int) -> Iterator[list[Run]]:
         yield current
 
 
-def found_in(payload: bytes, wanted: dict[int, Piece]) -> Found:
+def found_in(answer: bytes | memoryview, wanted: dict[int, Piece]) -> Found:
     """What a scan says of one range, held against the range.
 
     Raises:
         LinkError: it makes no sense.
     """
+    payload = bytes(answer)
     if len(payload) < frames.SUMMARY.size:
         raise broken("a summary is cut off")
     label, what, count = frames.SUMMARY.unpack_from(payload)
@@ -201,7 +204,7 @@ def found_in(payload: bytes, wanted: dict[int, Piece]) -> Found:
     return Found(label, parts_digest(parts, hashes), hashed, data_bytes, parts=parts, hashes=hashes)
 
 
-def plain_of(codec: int, stored: bytes, length: int) -> bytes:
+def plain_of(codec: int, stored: bytes | memoryview, length: int) -> bytes | memoryview:
     """Returns what a record holds. Raises LinkError if it is not so many bytes."""
     if codec == frames.RAW and len(stored) == length:
         return stored
@@ -217,10 +220,10 @@ def plain_of(codec: int, stored: bytes, length: int) -> bytes:
     return data
 
 
-def object_in(answers: Sequence[bytes]) -> dict[str, object]:
+def object_in(answers: Sequence[bytes | memoryview]) -> dict[str, object]:
     """Returns the JSON object in the only answer to a request. Raises LinkError if there is none."""
     try:
-        said = json.loads(answers[0]) if len(answers) == 1 else None
+        said = json.loads(bytes(answers[0])) if len(answers) == 1 else None
     except (ValueError, RecursionError):
         said = None
     if not isinstance(said, dict):
@@ -251,7 +254,7 @@ def entry_of(said: dict[str, object]) -> FarEntry:
     )
 
 
-def failure_in(payload: bytes) -> SourceError:
+def failure_in(payload: bytes | memoryview) -> SourceError:
     """The error that says what the agent could not do."""
     said = object_in([payload])
     number, message, path = (

@@ -49,6 +49,7 @@ _BANNER_BYTES: Final = 256 * KIB
 _REQUESTS: Final = 32
 _REQUEST_BYTES: Final = 8 * MIB
 _SCAN_PIECES: Final = 8
+_LONG_BYTES: Final = 16 * KIB
 _FETCH_BYTES: Final = MIB
 _FETCHES: Final = 6
 _ENTRIES: Final = 20000
@@ -60,6 +61,10 @@ class Transport(Protocol):
 
     def read(self, limit_bytes: int, /) -> bytes:
         """The next bytes of its output, empty at its end."""
+        ...
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """How many bytes of its output were put into `buffer`; 0 at its end."""
         ...
 
     def write(self, data: bytes, /) -> None:
@@ -76,7 +81,7 @@ class _Pending:
     """A request that waits for its answers. `held`: what it takes of the room for outstanding bytes."""
 
     held: int
-    answers: deque[tuple[int, bytes]] = field(default_factory=deque)
+    answers: deque[tuple[int, bytes | memoryview]] = field(default_factory=deque)
     done: bool = False
 
 
@@ -208,7 +213,7 @@ class AgentLink:
             for piece in batch:
                 yield found[piece.label]
 
-    def fetch(self, pieces: Iterable[Piece], *, codec: int = frames.AUTO) -> Iterator[bytes]:
+    def fetch(self, pieces: Iterable[Piece], *, codec: int = frames.AUTO) -> Iterator[bytes | memoryview]:
         """Yields the bytes of the ranges, in their order. Labels do not matter.
 
         Args:
@@ -228,7 +233,7 @@ class AgentLink:
                     yield Piece(number & 0xFFFFFFFF, runs)
                     number += 1
 
-        whole: list[bytes] = []
+        whole: list[bytes | memoryview] = []
         for batch, answers in self._windowed(
             frames.FETCH, grouped(split(), 256, _FETCH_BYTES), prefix, _FETCHES
         ):
@@ -236,7 +241,7 @@ class AgentLink:
             for piece in batch:
                 whole.append(data[piece.label])
                 if ends.popleft():
-                    yield b"".join(whole)
+                    yield whole[0] if len(whole) == 1 else b"".join(whole)
                     whole.clear()
 
     def hashes(self, pieces: Iterable[Piece]) -> Iterator[bytes]:
@@ -259,7 +264,7 @@ class AgentLink:
 
     def _windowed(
         self, kind: int, batches: Iterator[list[Piece]], prefix: bytes, window: int
-    ) -> Iterator[tuple[list[Piece], Iterator[bytes]]]:
+    ) -> Iterator[tuple[list[Piece], Iterator[bytes | memoryview]]]:
         """Asks for batches ahead of their answers, and yields each batch with its answers, in order."""
         waiting: deque[tuple[list[Piece], int]] = deque()
         try:
@@ -304,7 +309,7 @@ class AgentLink:
         self._write(frames.pack(kind, request, packed, flags) + packed)
         return request
 
-    def _answers(self, request: int) -> Iterator[bytes]:
+    def _answers(self, request: int) -> Iterator[bytes | memoryview]:
         """Yields the payloads of a request's answers as they come.
 
         Raises:
@@ -388,16 +393,23 @@ class AgentLink:
                 raise LinkLost(f"the agent's channel broke ({error})") from None
             self.sent_bytes += len(data)
 
-    def _read_exactly(self, count: int) -> bytes:
-        while len(self._buffer) < count:
-            data = self._transport.read(256 * KIB)
-            if not data:
-                break
-            self.received_bytes += len(data)
-            self._buffer += data
-        taken = bytes(self._buffer[:count])
-        del self._buffer[:count]
-        return taken
+    def _read_exactly(self, count: int) -> bytes | memoryview:
+        """So many bytes, fewer at the end. What is long is read into its place at once: copies are made under the interpreter's lock."""
+        if count < _LONG_BYTES:
+            while len(self._buffer) < count and (data := self._transport.read(_LONG_BYTES)):
+                self.received_bytes += len(data)
+                self._buffer += data
+            taken = bytes(self._buffer[:count])
+            del self._buffer[:count]
+            return taken
+        whole = memoryview(bytearray(count))
+        have = min(count, len(self._buffer))
+        whole[:have] = self._buffer[:have]
+        del self._buffer[:have]
+        while have < count and (got := self._transport.readinto(whole[have:])):
+            self.received_bytes += got
+            have += got
+        return whole[:have]
 
     def _await_ready(self) -> None:
         """Reads past whatever the host prints at login, up to the line by which the bootstrap says that it runs."""

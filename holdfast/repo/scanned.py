@@ -14,11 +14,11 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from holdfast.disk import ScannedSegment, parts_digest
-from holdfast.errors import IntegrityError, SourceError
+from holdfast.errors import IntegrityError, SourceChanged, SourceError
 from holdfast.ids import HOLE_ID, ChunkId, NodeId, RecordId
 from holdfast.repo.format.manifest import ContentTree
 from holdfast.repo.format.node import FANOUT, Leaf, encode_leaf
@@ -26,12 +26,14 @@ from holdfast.repo.format.record import Kind
 from holdfast.repo.keys import Keys
 from holdfast.repo.storing import ParentLeaf, Storing
 from holdfast.repo.tree import TreeReader, segment_length, segments_of
+from holdfast.units import MIB
 
 __all__ = ["Aliases", "Expectations", "Taken", "name_leaf", "take_scanned"]
 
 _NOTHING: Final = bytes(32)
 _MOST_FRESH: Final = 100_000
 _MOST_GROUPS: Final = 8
+_GROUP_BYTES: Final = MIB
 
 
 class Taken(NamedTuple):
@@ -227,16 +229,38 @@ def _stored(
             numbers.append(number)
     name = keys.namer(Kind.CHUNK)
     pieces = iter(scanned.fetch(numbers) if numbers else ())
-    for number in numbers:
-        piece, digest = next(pieces, b""), hashes[number]
-        if len(piece) != sizes[number] or hashlib.sha256(piece).digest() != digest:
-            raise SourceError(
-                "a chunk was sent with other bytes than were hashed; is the disk being written to?"
-            )
-        chunk = ids[digest] = ChunkId(name(piece))
-        storing.add([chunk], [memoryview(piece)])
-        storing.aliases[names[digest]] = aliases.fresh[names[digest]] = chunk
+    for group in _groups(numbers, sizes):
+        chunks: list[ChunkId] = []
+        views: list[memoryview] = []
+        for number in group:
+            piece, digest = next(pieces, b""), hashes[number]
+            if len(piece) != sizes[number] or hashlib.sha256(piece).digest() != digest:
+                raise SourceChanged(
+                    "a disk has changed between being hashed and being sent: somebody writes to what a snapshot should protect",
+                    hint="see who removed or reverted snapshots of the VM, and run the backup again",
+                )
+            ids[digest] = ChunkId(name(piece))
+            chunks.append(ids[digest])
+            views.append(memoryview(piece))
+        storing.add(chunks, views)
+        learned: dict[bytes, RecordId] = {names[hashes[number]]: ids[hashes[number]] for number in group}
+        storing.aliases.update(learned)
+        aliases.fresh.update(learned)
     return [ids[digest] for digest in hashes]
+
+
+def _groups(numbers: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
+    """The numbers of chunks, a megabyte at a time: the index is asked, and locks are taken, once for all of them."""
+    group: list[int] = []
+    held_bytes = 0
+    for number in numbers:
+        group.append(number)
+        held_bytes += sizes[number]
+        if held_bytes >= _GROUP_BYTES:
+            yield group
+            group, held_bytes = [], 0
+    if group:
+        yield group
 
 
 def _data_bytes(lengths: Sequence[int]) -> int:

@@ -87,11 +87,11 @@ def deflated(payload: bytes, flags: int = 0) -> Tuple[bytes, int]:
     return payload, flags
 
 
-def receive(read: Callable[[int], bytes]) -> Optional[Tuple[int, int, int, bytes]]:
+def receive(read: Callable[[int], Any]) -> Optional[Tuple[int, int, int, Any]]:
     """The next frame as (kind, flags, request, payload), inflated; None where the other side has ended.
 
     Args:
-        read: returns exactly so many bytes, fewer only at the end.
+        read: returns exactly so many bytes, fewer only at the end; in the type in which the payload is wanted.
 
     Raises:
         FrameError: what comes is no frame.

@@ -32,6 +32,10 @@ class Pipes:
         assert self.process.stdout is not None
         return self.process.stdout.read(limit_bytes)
 
+    def readinto(self, buffer: memoryview) -> int:
+        assert self.process.stdout is not None
+        return self.process.stdout.readinto(buffer)
+
     def write(self, data: bytes) -> None:
         assert self.process.stdin is not None
         view = memoryview(data)
