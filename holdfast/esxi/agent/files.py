@@ -22,17 +22,32 @@ _NO_HOLES = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ESPIPE)
 MAX_OPEN = 256
 
 
+def as_bytes(path: str) -> bytes:
+    """A path as the host has it. Python 3.5 and 3.6 encode it as ASCII where a session has no language set."""
+    return path.encode("utf-8", "surrogateescape")
+
+
+def as_text(path: bytes) -> str:
+    """A path of the host, or a name, as it is sent."""
+    return path.decode("utf-8", "surrogateescape")
+
+
 def _ignored(_: int) -> None:
     """Does nothing."""
 
 
 class File(object):
-    """An open file."""
+    """An open file.
 
-    def __init__(self, path: str, writable: bool) -> None:
+    Args:
+        follow: whether the path may be that of a link.
+    """
+
+    def __init__(self, path: str, writable: bool, follow: bool = True) -> None:
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0)
+        flags |= 0 if follow else getattr(os, "O_NOFOLLOW", 0)
         self.path = path
-        self.descriptor = os.open(path, flags)
+        self.descriptor = os.open(as_bytes(path), flags)
         status = os.fstat(self.descriptor)
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)):
             os.close(self.descriptor)
@@ -97,12 +112,12 @@ class Files(object):
         self._files = {}  # type: Dict[int, File]
         self._next = 0
 
-    def open(self, path: str, writable: bool) -> Tuple[int, File]:
-        """Opens a file and returns its handle and itself."""
+    def open(self, path: str, writable: bool, follow: bool = True) -> Tuple[int, File]:
+        """Opens a file and returns its handle and itself. Arguments are those of `File`."""
         with self._lock:
             if len(self._files) >= MAX_OPEN:
                 raise OSError(errno.EMFILE, "too many files are open in the agent", path)
-            file = File(path, writable)
+            file = File(path, writable, follow)
             while self._next in self._files:
                 self._next = (self._next + 1) % 60000
             handle = self._next

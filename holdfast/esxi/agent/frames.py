@@ -30,6 +30,8 @@ MAX_INFLATED_BYTES = 8 << 20
 
 # Requests, from the near side.
 HELLO, STAT, LIST, OPEN, CLOSE, CUTTER, SCAN, FETCH, WRITE, SYNC, HASH, PACE = range(1, 13)
+# These only from keys that are limited to the agent; others have a shell.
+COMMAND, READ, MAKE, PUT, COMPLETE = range(13, 18)
 # Answers, from the agent.
 RESULT, SEGMENT, DATA, FAILED = 129, 130, 131, 132
 
@@ -43,6 +45,7 @@ DATA_BYTES = struct.Struct(
     "<I"
 )  # follows the summary of what is as expected, with the number of chunks in it
 PLACE = struct.Struct("<HQ")  # handle and offset of what is written; the data follows
+PUTS = struct.Struct("<QH")  # offset and length of the path; the path and what is written there follow
 HASHED = struct.Struct("<I32s")  # label and SHA-256 of a piece
 
 SAME, HOLE, PARTS = range(3)

@@ -23,7 +23,7 @@ from typing import Any, Callable, List, Optional
 from holdfast.esxi.agent import frames
 from holdfast.esxi.agent.cuts import AlignedCutter, FixedCutter
 from holdfast.esxi.agent.deflating import Deflator, Rate
-from holdfast.esxi.agent.files import Files
+from holdfast.esxi.agent.files import Files, as_bytes, as_text
 
 MAX_REQUESTS = 40
 MAX_REQUESTS_BYTES = 16 << 20
@@ -78,11 +78,18 @@ class Sender(object):
 
 
 class Agent(object):
-    """Does what requests ask for. One for the life of the program."""
+    """Does what requests ask for. One for the life of the program.
 
-    def __init__(self, plain: Any, sender: Sender) -> None:
+    Args:
+        tools: what a limited key has in place of a shell (`tools.Tools`), with the gate that it has to pass; None if the
+            key has a shell anyway.
+    """
+
+    def __init__(self, plain: Any, sender: Sender, tools: Any = None) -> None:
         self._plain = plain
         self._sender = sender
+        self._tools = tools
+        self._gate = tools.gate if tools is not None else None
         self._files = Files()
         self._deflator = Deflator(sender.rate, _WORKERS)
         self._cutters = {}  # type: Any
@@ -99,6 +106,8 @@ class Agent(object):
             frames.CLOSE: self._close, frames.CUTTER: self._cutter, frames.WRITE: self._write, frames.SYNC: self._sync,
             frames.PACE: self._set_pace,
         }  # fmt: skip
+        if self._tools is not None:
+            self._verbs.update(self._tools.verbs())
 
     def accept(self, kind: int, request: int, payload: bytes) -> None:
         """Queues the work that a request asks for. Raises FrameError if it keeps to no rule."""
@@ -117,6 +126,9 @@ class Agent(object):
             codec, pieces = payload[0], frames.unpack_pieces(payload[1:])
             act = self._fetch if kind == frames.FETCH else self._hash
             jobs = [self._job(request, act, batch, codec) for batch in _batches(pieces)]
+        elif self._tools is not None and kind in (frames.COMMAND, frames.READ):
+            act = self._tools.run if kind == frames.COMMAND else self._tools.read
+            jobs = [self._job(request, act, payload, request)]
         elif kind in self._verbs:
             jobs = [self._job(request, self._simple, self._verbs[kind], payload)]
         else:
@@ -125,8 +137,18 @@ class Agent(object):
             self._requests += 1
             self._requests_bytes += len(payload)
             self._open[request] = [len(jobs), len(payload)]
-            self._jobs.extend(jobs)
+            if kind != frames.COMMAND:
+                self._jobs.extend(jobs)
             self._changed.notify_all()
+        if kind == frames.COMMAND:  # it may take hours, and others may have to be answered for it to end
+            thread = threading.Thread(target=jobs[0], args=(bytearray(),))
+            thread.daemon = True
+            thread.start()
+
+    def end(self) -> None:
+        """Ends what was started on the host. The agent itself is to end next."""
+        if self._tools is not None:
+            self._tools.end()
 
     def work(self) -> None:
         """Does jobs, for ever."""
@@ -143,14 +165,13 @@ class Agent(object):
             try:
                 buffer, kind, payload = act(what, how, buffer)
             except OSError as error:
-                kind, payload = (
-                    frames.FAILED,
-                    _failure(error.errno or 0, error.strerror or str(error), error.filename),
-                )
+                refused = getattr(error, "is_refusal", False)
+                words = error.strerror or str(error)
+                kind, payload = frames.FAILED, _failure(error.errno or 0, words, error.filename, refused)
             except MemoryError:
                 buffer = bytearray()
                 kind, payload = frames.FAILED, _failure(12, "the host gives the agent no more memory", None)
-            except (ValueError, KeyError, TypeError, struct.error) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
                 kind, payload = frames.FAILED, _failure(0, "the request makes no sense: %r" % (error,), None)
             flags = 0
             if kind != frames.DATA:
@@ -241,27 +262,31 @@ class Agent(object):
         return {
             "version": frames.VERSION, "python": "%d.%d.%d" % sys.version_info[:3], "pid": os.getpid(),
             "chunkers": ["aligned", "fixed"], "hashes": ["sha256"], "codecs": ["zlib"],
-            "holes": hasattr(os, "SEEK_DATA"), "platform": sys.platform,
+            "holes": hasattr(os, "SEEK_DATA"), "platform": sys.platform, "level": self._gate.level if self._gate else "",
         }  # fmt: skip
 
     def _stat(self, payload: bytes) -> Any:
         path = json.loads(payload.decode("utf-8"))["path"]
-        status = os.stat(path)
-        return _entry(os.path.basename(path), status)
+        real = self._gate.place(path) if self._gate is not None else path
+        return _entry(os.path.basename(path), os.stat(as_bytes(real)))
 
     def _list(self, payload: bytes) -> Any:
         path = json.loads(payload.decode("utf-8"))["path"]
+        folder = as_bytes(self._gate.listable(path) if self._gate is not None else path)
         entries = []  # type: List[Any]
-        for name in sorted(os.listdir(path))[:MAX_ENTRIES]:
+        for name in sorted(os.listdir(folder))[:MAX_ENTRIES]:
             try:
-                entries.append(_entry(name, os.lstat(os.path.join(path, name))))
+                entries.append(_entry(as_text(name), os.lstat(os.path.join(folder, name))))
             except OSError:
                 continue  # removed meanwhile
         return {"entries": entries}
 
     def _open_file(self, payload: bytes) -> Any:
         wanted = json.loads(payload.decode("utf-8"))
-        handle, file = self._files.open(wanted["path"], bool(wanted.get("writable")))
+        path, writable = wanted["path"], bool(wanted.get("writable"))
+        if self._gate is not None:
+            path = self._gate.writable(path) if writable else self._gate.readable(path)
+        handle, file = self._files.open(path, writable, follow=self._gate is None)
         return {"handle": handle, "size": file.size}
 
     def _close(self, payload: bytes) -> Any:
@@ -337,25 +362,32 @@ def _entry(name: str, status: os.stat_result) -> Any:
     return {"name": name, "size": status.st_size, "mode": status.st_mode, "mtime": int(status.st_mtime)}
 
 
-def _failure(number: int, message: str, path: Optional[Any]) -> bytes:
-    shown = path if isinstance(path, str) else ""
-    return json.dumps({"errno": number, "message": message[:500], "path": shown[:1000]}).encode("ascii")
+def _failure(number: int, message: str, path: Optional[Any], refused: bool = False) -> bytes:
+    shown = as_text(path) if isinstance(path, bytes) else path if isinstance(path, str) else ""
+    said = {"errno": number, "message": message[:500], "path": shown[:1000], "refused": refused}
+    return json.dumps(said).encode("ascii")
 
 
-def main(plain: Any) -> None:
-    """Serves until standard input ends."""
+def main(plain: Any, tools: Any = None, level: str = "") -> None:
+    """Serves until standard input ends.
+
+    Args:
+        tools: the module of that name, where the key is limited to the agent.
+        level: on which level, from the command that the key is bound to.
+    """
     sys.setswitchinterval(
         0.0005
     )  # a hash is back for the lock after each chunk; 5 ms would make it wait for a whole cut
     source, sink = sys.stdin.buffer, sys.stdout.fileno()
     sender = Sender(sink)
-    agent = Agent(plain, sender)
+    agent = Agent(plain, sender, tools.limited_to(level, sender.put) if tools is not None else None)
 
     def guarded(run: Callable[[], None]) -> Callable[[], None]:
         def target() -> None:
             try:
                 run()
             finally:
+                agent.end()
                 os._exit(4)  # standard output is gone, or a defect: nothing sensible can follow
 
         return target
@@ -369,9 +401,11 @@ def main(plain: Any) -> None:
         while True:
             frame = frames.receive(source.read)
             if frame is None:
+                agent.end()
                 os._exit(0)
             agent.accept(frame[0], frame[2], frame[3])
     except frames.FrameError as error:
         sys.stderr.write("holdfast agent: %s\n" % error)
         sys.stderr.flush()
+        agent.end()
         os._exit(3)
