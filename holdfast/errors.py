@@ -37,6 +37,7 @@ __all__ = [
     "HostUnreachable",
     "IntegrityError",
     "InternalError",
+    "KeyLimited",
     "LinkError",
     "LinkLost",
     "LinkTimeout",
@@ -340,6 +341,13 @@ class FarSideEnded(LinkError):
 
     exit_code = 57
     code_meaning = "a command on the other host ended too early"
+
+
+class KeyLimited(LinkError):
+    """Our key is limited over there, and that does not allow what was wanted, or not to this version of Holdfast."""
+
+    exit_code = 59
+    code_meaning = "the key is limited on the other host, and does not allow that"
 
 
 class GuestError(HoldfastError):

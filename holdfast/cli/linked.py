@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from holdfast.cli.settings import config_folder
-from holdfast.errors import UsageError
+from holdfast.errors import KeyLimited, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,13 +77,20 @@ def host_files(session: HostSession, via: Via | None, tell: Callable[[str], None
 
     Raises:
         LinkError: the agent was asked for, and does not start.
+        KeyLimited: a stream was asked for, and the key is limited to the agent.
     """
+    from holdfast.esxi.shell_console import ShellConsole
     from holdfast.esxi.streamed import StreamedFiles
 
     if via is None and not session.view.python():
         tell(f"{session.name} has no python3, so that all bytes have to travel (--via stream)")
         via = "stream"
     if via == "stream":
+        if not isinstance(session.console, ShellConsole):
+            raise KeyLimited(
+                f"{session.name} lets our key run the agent only, so that nothing can be read with --via stream",
+                hint="leave --via out, or link the host again without --restrict",
+            )
         return StreamedFiles(session.console, session.bulk)
     from holdfast.esxi.agented import AgentFiles
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from holdfast.disk import BlockSource, parts_digest
-from holdfast.errors import LinkError, SourceError
+from holdfast.errors import HoldfastError, KeyLimited, LinkError, SourceError
 from holdfast.esxi.agent import frames
 from holdfast.esxi.agent.frames import Piece
 from holdfast.esxi.handles import source_error
@@ -48,12 +48,13 @@ Run = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class AgentHello:
-    """What the agent says of itself."""
+    """What the agent says of itself. `level`: what the key is limited to; empty if it is not."""
 
     version: int
     python: str
     chunkers: tuple[str, ...]
     knows_holes: bool
+    level: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +255,7 @@ def entry_of(said: dict[str, object]) -> FarEntry:
     )
 
 
-def failure_in(payload: bytes | memoryview) -> SourceError:
+def failure_in(payload: bytes | memoryview) -> HoldfastError:
     """The error that says what the agent could not do."""
     said = object_in([payload])
     number, message, path = (
@@ -262,6 +263,12 @@ def failure_in(payload: bytes | memoryview) -> SourceError:
         printable(str(said.get("message", ""))),
         str(said.get("path", "")),
     )
+    if said.get("refused") is True:
+        where = f" ({printable(path)})" if path else ""
+        return KeyLimited(
+            f"the host does not let our key do that: {message}{where}",
+            hint="if it is to be allowed, link the host again with a wider 'host add --restrict LEVEL', or without it",
+        )
     if isinstance(number, int) and number > 0:
         return source_error(OSError(number, message), path or "a file on the host")
     return SourceError(f"the agent on the host failed: {message}")

@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from holdfast.errors import HoldfastError, LinkError, LinkLost, LinkTimeout, SourceError
+from holdfast.errors import HoldfastError, KeyLimited, LinkError, LinkLost, LinkTimeout, SourceError
 from holdfast.esxi.agent import frames
-from holdfast.esxi.agent.bundle import program
+from holdfast.esxi.agent.bundle import Pin, pin_in, program
 from holdfast.esxi.agent.frames import Piece
 from holdfast.esxi.agent_answers import (
     AgentHello,
@@ -108,6 +108,8 @@ class AgentLink:
         self.sent_bytes = 0
         self.received_bytes = 0
         self.hello = AgentHello(0, "", (), knows_holes=False)
+        self.pin: Pin | None = None
+        """What the host says that our key is limited to."""
 
     @classmethod
     def start(cls, transport: Transport, *, silence_s: float = 300.0) -> AgentLink:
@@ -115,12 +117,18 @@ class AgentLink:
 
         Raises:
             LinkError: the host has no Python that can run it, or something else answers.
+            KeyLimited: the host runs the agent of another version of Holdfast only.
             LinkLost: the connection broke.
         """
         link = cls(transport, silence_s=silence_s)
         try:
-            link._await_ready()
-            link._write(program())
+            link.pin = link._await_ready()
+            if link.pin is not None and not link.pin.is_present:
+                raise KeyLimited(
+                    "the host runs the agent of another version of Holdfast for this key, and no other program",
+                    hint="link the host again, with the same --restrict; its password is needed once more",
+                )
+            link._write(program(limited=link.pin is not None))
             link._receiver.start()
             said = link._ask_json(frames.HELLO, {"version": frames.VERSION})
             link.hello = AgentHello(
@@ -128,6 +136,7 @@ class AgentLink:
                 python=str(said.get("python", ""))[:40],
                 chunkers=tuple(str(name) for name in list_in(said, "chunkers")),
                 knows_holes=said.get("holes") is True,
+                level=str(said.get("level", ""))[:20],
             )
             if link.hello.version != frames.VERSION:
                 raise LinkError(
@@ -145,6 +154,21 @@ class AgentLink:
         # Whoever closes descriptors after this must not have them read by a thread that is still on its way.
         if self._receiver.is_alive() and self._receiver is not threading.current_thread():
             self._receiver.join(_END_S)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can still be asked something, as far as is known."""
+        return self._failure is None
+
+    def ask(self, kind: int, payload: bytes) -> Iterator[bytes]:
+        """Yields the payloads of the answers to a request of any kind, as they come.
+
+        Raises:
+            SourceError: the agent could not do what was asked.
+            KeyLimited: our key may not do that.
+            LinkError: the connection or the protocol broke.
+        """
+        return map(bytes, self._answers(self._ask(kind, payload)))
 
     # Files
 
@@ -411,15 +435,18 @@ class AgentLink:
             have += got
         return whole[:have]
 
-    def _await_ready(self) -> None:
-        """Reads past whatever the host prints at login, up to the line by which the bootstrap says that it runs."""
+    def _await_ready(self) -> Pin | None:
+        """Reads past whatever the host prints at login, up to the line by which the bootstrap says that it runs, and returns
+        what our key is limited to.
+        """
         mark = b"\n" + frames.READY + b" "
         while True:
             at = self._buffer.find(mark)
             end = self._buffer.find(b"\n", at + len(mark)) if at >= 0 else -1
             if end >= 0:
+                words = self._buffer[at + len(mark) : end].decode("utf-8", "replace")
                 del self._buffer[: end + 1]
-                return
+                return pin_in(words)
             if len(self._buffer) > _BANNER_BYTES:
                 raise LinkError("the host prints something else than the agent's first words")
             before = len(self._buffer)

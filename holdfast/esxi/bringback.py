@@ -17,7 +17,6 @@ import hashlib
 import json
 import posixpath
 import re
-import shlex
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
@@ -25,6 +24,7 @@ from typing import Final
 from holdfast.disk import SECTOR_BYTES, DiskInfo
 from holdfast.errors import DestinationExists, DiskFull, SourceError, StorageError, UsageError
 from holdfast.esxi import text as texts
+from holdfast.esxi.agent.gate import MARKER
 from holdfast.esxi.agent_link import AgentLink, FarFile
 from holdfast.esxi.host import HostSession
 from holdfast.esxi.inventory import Vm
@@ -35,7 +35,6 @@ from holdfast.units import MIB
 
 __all__ = ["MARKER", "HostSink", "NewFolder", "new_disk_names", "register", "write_differences"]
 
-MARKER: Final = "HOLDFAST-INCOMPLETE.txt"
 _PIECE_BYTES: Final = MIB
 _CHECK_EVERY_BYTES: Final = 32 * MIB
 _MAX_MARKER_BYTES: Final = 4096
@@ -92,16 +91,16 @@ class NewFolder:
                 )
             self.resumed = True
             return
-        self._change(f"mkdir {shlex.quote(self.path)}", f"making the folder {where}")
-        self.put(
-            MARKER,
-            f"This folder is being restored by Holdfast and is not complete. Do not use it.\n"
-            f"To go on, run the same restore again. {json.dumps({'point': self._point})}\n".encode(),
-        )
+        marker = (
+            "This folder is being restored by Holdfast and is not complete. Do not use it.\n"
+            f"To go on, run the same restore again. {json.dumps({'point': self._point})}\n"
+        ).encode()
+        self._console.make_folder(self.path, marker)
+        self._require_written(f"{self.path}/{MARKER}", marker)
 
     def complete(self) -> None:
         """The folder is a whole VM from now on."""
-        self._change(f"sync; rm -f {shlex.quote(f'{self.path}/{MARKER}')}", "removing the marker")
+        self._console.complete(self.path)
 
     def put(self, name: str, data: bytes) -> None:
         """Writes a small file, and reads it back.
@@ -112,11 +111,8 @@ class NewFolder:
         if fault_of(name) or "/" in name:
             raise UsageError(f"'{printable(name)}' can not be the name of a file of a VM")
         path = f"{self.path}/{name}"
-        self._change(f"cat > {shlex.quote(path)}", f"writing {printable(path)}", data)
-        if self._console.read(path, max(len(data), 1)) != data:
-            raise StorageError(
-                f"{printable(path)} is not what was written to it", hint="is the datastore full, or damaged?"
-            )
+        self._console.put(path, data)
+        self._require_written(path, data)
 
     def make_disk(self, info: DiskInfo, name: str) -> str:
         """The flat file of a new thin disk, or of the one that is there already if the restore goes on."""
@@ -155,7 +151,7 @@ class NewFolder:
 
     def tool(self, task: DiskTask, doing: str, *words: str) -> None:
         """Runs the host's tool for disks."""
-        answer = self._console.run(f"{shlex.join(('vmkfstools', *words))} 2>&1", doing, timeout_s=3600.0)
+        answer = self._console.act(("vmkfstools", *words), doing, timeout_s=3600.0, together=True)
         try:
             require_success(answer.text, task, doing)
         except SourceError as error:
@@ -163,16 +159,11 @@ class NewFolder:
                 raise DiskFull(error.message, hint=error.hint) from None
             raise
 
-    def _change(self, script: str, doing: str, data: bytes = b"") -> None:
-        answer = self._console.run(f"{{ {script}; }} 2>&1", doing, stdin=data)
-        if answer.status:
-            words = printable(" ".join(answer.text.split()))
-            if "No space" in words:
-                raise DiskFull(
-                    f"the datastore is full: {words}, while {doing}",
-                    hint="free some space there, then run the restore again",
-                )
-            raise StorageError(f"the host failed while {doing}: {words}")
+    def _require_written(self, path: str, data: bytes) -> None:
+        if self._console.read(path, max(len(data), 1)) != data:
+            raise StorageError(
+                f"{printable(path)} is not what was written to it", hint="is the datastore full, or damaged?"
+            )
 
 
 class HostSink:
@@ -269,7 +260,8 @@ def register(session: HostSession, vmx: str, name: str) -> Vm:
         SourceError: the host refuses, or does not list it afterwards.
     """
     doing = f"registering {printable(vmx)}"
-    answer = session.console.act(("vim-cmd", "solo/registervm", vmx, name), doing)
+    named = () if name.startswith("-") else (name,)  # it would be an option; the VMX says the name as well
+    answer = session.console.act(("vim-cmd", "solo/registervm", vmx, *named), doing)
     number = parse_registered(answer.require(doing))
     tail = posixpath.join(*vmx.split("/")[-2:])
     for vm in session.view.vms():

@@ -1,40 +1,38 @@
-"""Commands on a host, one after the other: words in, checked text out.
+"""Commands on a host, one after the other: words in, checked text out; and the few things done with small files.
 
-Every argument is quoted for the shell over there; nothing is ever put into a command line as it is. Each command is
-followed by a mark with its status, so that an answer that was cut off is not taken for a short one. Faults that
-`vim-cmd` prints are errors, whatever the status says.
+A `Console` is what the rest of this package knows of a host's shell. There are two: over the shell (`shell_console`), and over
+the agent where our key is limited to it (`agent_console`). Both run the same commands, as lists of words.
 
-Only commands that change nothing are repeated (`look`), and only after failures that pass: a management service
-that restarts, memory pressure, a connection that broke. What changes something (`act`) is run once; whoever does that looks afterwards.
+Faults that `vim-cmd` prints are errors, whatever the status says. Only commands that change nothing are repeated
+(`look`), and only after failures that pass: a management service that restarts, memory pressure, a connection that
+broke. What changes something (`act`) is run once; whoever does that looks afterwards.
 """
 
 from __future__ import annotations
 
-import shlex
 import stat as modes
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from holdfast.errors import (
+    DiskFull,
     LinkLost,
-    LinkTimeout,
     SourceChanged,
     SourceError,
-    SourceFormat,
     SourceNotFound,
     SourceUnreadable,
+    StorageError,
 )
 from holdfast.esxi.names import printable
-from holdfast.esxi.says.answer import MAX_ANSWER_BYTES, Answer, fault_in, is_passing
-from holdfast.ssh.link import Link
+from holdfast.esxi.says.answer import Answer, fault_in, is_passing
 
-__all__ = ["Console", "HostFile", "file_error"]
+__all__ = ["Console", "HostFile", "file_error", "write_error"]
 
 _PAUSES_S: Final = (0.3, 1.0, 3.0, 6.0)
 _SHORT: Final = 400
-_STATUS_OF_NOTHING: Final = 44
 
 _T = TypeVar("_T")
 
@@ -59,40 +57,31 @@ class HostFile:
         return modes.S_ISDIR(self.mode)
 
 
-class Console:
-    """The shell of a host. Threads may share it.
+class Console(ABC):
+    """A host's commands. Threads may share it.
 
     Args:
-        link: closed by whoever made it.
         pause: how to wait, in seconds.
     """
 
-    def __init__(self, link: Link, *, pause: Callable[[float], None] = time.sleep) -> None:
-        self.link: Final = link
+    def __init__(self, *, pause: Callable[[float], None] = time.sleep) -> None:
         self.pause: Final = pause
 
-    def run(self, script: str, doing: str, *, timeout_s: float = 120.0, stdin: bytes = b"") -> Answer:
-        """What a shell script answered, whatever it was; run once.
+    # Commands
 
-        Raises:
-            LinkError: the connection, or its time, is over.
-        """
-        del doing
-        result = self.link.run(
-            script, stdin, timeout_s=timeout_s, limit_bytes=MAX_ANSWER_BYTES, sentinel=True
-        )
-        text = result.stdout.decode("utf-8", errors="backslashreplace").replace("\r\n", "\n")
-        if result.status and not text.strip():
-            text = result.stderr.decode("utf-8", errors="replace")
-        return Answer(text, result.status)
+    @abstractmethod
+    def act(
+        self, words: tuple[str, ...], doing: str, *, timeout_s: float = 600.0, together: bool = False
+    ) -> Answer:
+        """What a command that may change something answered. Run once, and not believed: look afterwards.
 
-    def act(self, words: tuple[str, ...], doing: str, *, timeout_s: float = 600.0) -> Answer:
-        """What a command that changes something answered. Run once, and not believed: look afterwards.
+        Args:
+            together: with what it prints on its standard error, in the order of both.
 
         Raises:
             LinkError: the connection, or its time, is over; the command may have run.
+            KeyLimited: our key may not do that.
         """
-        return self.run(shlex.join(words), doing, timeout_s=timeout_s)
 
     def look(self, words: tuple[str, ...], doing: str, parse: Callable[[str], _T]) -> _T:
         """What a command that changes nothing printed, parsed; it is repeated where that may help.
@@ -101,23 +90,32 @@ class Console:
             SourceError: the host refused, or its answer can not be understood.
             LinkError: the connection is over.
         """
-        return parse(self.look_script(shlex.join(words), doing).require(doing))
+        return parse(self.look_at(words, doing).require(doing))
 
-    def look_script(self, script: str, doing: str, *, timeout_s: float = 120.0) -> Answer:
-        """The answer to a script that changes nothing; repeated where that may help."""
+    def look_at(self, words: tuple[str, ...], doing: str, *, timeout_s: float = 120.0) -> Answer:
+        """The answer to a command that changes nothing; repeated where that may help."""
+        return self.repeated(lambda: self.act(words, doing, timeout_s=timeout_s))
+
+    def repeated(self, attempt: Callable[[], Answer]) -> Answer:
+        """What an attempt to look at something answered, which is made again after failures that pass."""
         for pause_s in _PAUSES_S:
             try:
-                answer = self.run(script, doing, timeout_s=timeout_s)
-            except LinkTimeout:
-                raise
+                answer = attempt()
             except LinkLost:
                 self.pause(pause_s)
                 continue
             if not _passing(answer):
                 return answer
             self.pause(pause_s)
-        return self.run(script, doing, timeout_s=timeout_s)
+        return attempt()
 
+    @abstractmethod
+    def python(self) -> str:
+        """The version of the host's Python; empty if it has none."""
+
+    # Files
+
+    @abstractmethod
     def read(self, path: str, limit_bytes: int) -> bytes:
         """The content of a small file.
 
@@ -125,27 +123,8 @@ class Console:
             SourceNotFound, SourceUnreadable: it can not be read.
             SourceFormat: it is longer than `limit_bytes`.
         """
-        where = printable(path)
-        script = f"[ -e {shlex.quote(path)} ] || exit {_STATUS_OF_NOTHING}; head -c {limit_bytes + 1} {shlex.quote(path)}"
-        for pause_s in (*_PAUSES_S, None):
-            try:
-                result = self.link.run(script, timeout_s=120.0, limit_bytes=limit_bytes + 64, sentinel=True)
-                if result.status in (0, _STATUS_OF_NOTHING) or pause_s is None:
-                    break
-            except LinkTimeout:
-                raise
-            except LinkLost:
-                if pause_s is None:
-                    raise
-            self.pause(pause_s)
-        if result.status == _STATUS_OF_NOTHING:
-            raise SourceNotFound(f"{where} does not exist on the host")
-        if result.status:
-            raise file_error(where, result.stderr)
-        if len(result.stdout) > limit_bytes:
-            raise SourceFormat(f"{where} is longer than {limit_bytes} bytes, which is not plausible")
-        return result.stdout
 
+    @abstractmethod
     def listing(self, folder: str) -> tuple[HostFile, ...]:
         """What a folder holds, ordered by name. Names with line ends are left out.
 
@@ -153,31 +132,49 @@ class Console:
             SourceNotFound: there is no such folder.
             SourceError: it can not be listed.
         """
-        script = (
-            f"cd {shlex.quote(folder)} 2>/dev/null || exit {_STATUS_OF_NOTHING}; "
-            'for f in * .[!.]*; do if [ -e "$f" ]; then stat -c "%s %Y %f %n" "./$f"; fi; done 2>/dev/null; true'
-        )
-        answer = self.look_script(script, f"listing {printable(folder)}")
-        if answer.status == _STATUS_OF_NOTHING:
-            raise SourceNotFound(f"the folder {printable(folder)} does not exist on the host")
-        found = []
-        for line in answer.require(f"listing {printable(folder)}").splitlines():
-            words = line.split(" ", 3)
-            if (
-                len(words) == 4
-                and words[3].startswith("./")
-                and words[0].isdecimal()
-                and words[1].lstrip("-").isdecimal()
-            ):
-                found.append(HostFile(words[3][2:], int(words[0]), int(words[1]), int(words[2], 16)))
-        return tuple(sorted(found, key=lambda file: file.name))
 
+    @abstractmethod
     def exists(self, path: str) -> bool:
         """Whether there is anything at that path."""
-        answer = self.look_script(
-            f"if [ -e {shlex.quote(path)} ]; then echo yes; else echo no; fi", "looking"
+
+    @abstractmethod
+    def make_folder(self, path: str, marker: bytes) -> None:
+        """A new folder, and in it `MARKER` with that text.
+
+        Raises:
+            DiskFull, StorageError: it can not be made.
+        """
+
+    @abstractmethod
+    def put(self, path: str, data: bytes) -> None:
+        """Writes a small file in a folder that holds `MARKER`.
+
+        Raises:
+            DiskFull, StorageError: it can not be written.
+        """
+
+    @abstractmethod
+    def complete(self, folder: str) -> None:
+        """Takes `MARKER` out of a folder, when all that was written is on the host's disk.
+
+        Raises:
+            StorageError: it can not be done.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of what it has started. May be called twice."""
+
+
+def write_error(said: str, doing: str) -> StorageError:
+    """The error that says why something could not be written on a host."""
+    words = printable(" ".join(said.split()))
+    if "No space" in words:
+        return DiskFull(
+            f"the datastore is full: {words}, while {doing}",
+            hint="free some space there, then run the restore again",
         )
-        return answer.text.strip() == "yes"
+    return StorageError(f"the host failed while {doing}: {words}")
 
 
 def _passing(answer: Answer) -> bool:

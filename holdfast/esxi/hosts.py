@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from holdfast.errors import SourceError, SourceNotFound, UsageError, storage_error
+from holdfast.esxi.agent.bundle import program_hash
 from holdfast.ssh.address import Address, parse_address
 from holdfast.ssh.known_hosts import replace_file
 from holdfast.ssh.link import Access
@@ -39,12 +40,21 @@ class HostRecord:
         name: what the user calls it.
         key: file of the private key that it accepts.
         own_key: whether that key was made for this host, so that it goes with it.
+        restrict: the level of the agent that the key is limited to; empty if it has a shell.
+        agent: hash of the program that the host runs for the key, if it is limited.
     """
 
     name: str
     address: Address
     key: str
     own_key: bool = True
+    restrict: str = ""
+    agent: str = ""
+
+    @property
+    def agent_present(self) -> bool:
+        """Whether the host runs the agent of this version, as far as is known here."""
+        return not self.restrict or self.agent == program_hash()
 
 
 def require_host_name(name: str) -> None:
@@ -89,7 +99,12 @@ class HostBook:
                 raise ValueError(f"it has the version {document['version']}")
             found = [
                 HostRecord(
-                    str(one["name"]), parse_address(one["address"]), str(one["key"]), bool(one["own_key"])
+                    str(one["name"]),
+                    parse_address(one["address"]),
+                    str(one["key"]),
+                    bool(one["own_key"]),
+                    str(one.get("restrict", "")),
+                    str(one.get("agent", "")),
                 )
                 for one in document["hosts"]
             ]
@@ -144,9 +159,10 @@ class HostBook:
 
     def _write(self, hosts: list[HostRecord]) -> None:
         entries = [
-            {"name": host.name, "address": str(host.address), "key": host.key, "own_key": host.own_key}
+            {"name": host.name, "address": str(host.address), "key": host.key, "own_key": host.own_key,
+             "restrict": host.restrict, "agent": host.agent}
             for host in sorted(hosts, key=lambda host: host.name)
-        ]
+        ]  # fmt: skip
         text = json.dumps({"version": _VERSION, "hosts": entries}, indent=2)
         replace_file(self._path, f"{text}\n".encode())
 

@@ -121,9 +121,7 @@ class HostView:
 
     def python(self) -> str:
         """The version of its Python; empty if it has none."""
-        answer = self.console.look_script("python3 -V 2>&1", "looking for Python")
-        words = answer.text.split()
-        return words[1] if answer.status == 0 and len(words) == 2 and words[0] == "Python" else ""
+        return self.console.python()
 
     def listing(self) -> VmListing:
         """The table of VMs."""

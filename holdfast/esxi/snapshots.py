@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from holdfast.errors import LinkTimeout, SourceError
+from holdfast.esxi.agent.gate import SNAPSHOT_NOTE
 from holdfast.esxi.inventory import HostView, Vm
 from holdfast.esxi.journal import PREFIX
 from holdfast.esxi.names import printable
@@ -91,7 +92,7 @@ class SnapshotKeeper:
         doing = f"taking a snapshot of {vm.shown}"
         before = set(self._view.tasks(vm))
         words = (
-            "vim-cmd", "vmsvc/snapshot.create", str(vm.id), name, "Holdfast is backing this VM up",
+            "vim-cmd", "vmsvc/snapshot.create", str(vm.id), name, SNAPSHOT_NOTE,
             str(int(memory)), str(int(quiesce)),
         )  # fmt: skip
         try:

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from holdfast.errors import SourceChanged, SourceError
-from holdfast.esxi.console import Console, file_error
+from holdfast.esxi.console import file_error
 from holdfast.esxi.names import printable
+from holdfast.esxi.shell_console import ShellConsole
 from holdfast.ssh.link import Channel, Link
 from holdfast.units import MIB
 
@@ -36,7 +37,7 @@ class StreamedFiles:
         bulk: makes the link for a stream's bytes.
     """
 
-    def __init__(self, console: Console, bulk: Link) -> None:
+    def __init__(self, console: ShellConsole, bulk: Link) -> None:
         self._console = console
         self._bulk = bulk
 
@@ -44,8 +45,7 @@ class StreamedFiles:
         """See `HostFiles.open`."""
         where = printable(path)
         answer = self._console.look_script(
-            f"stat -L -c %s {shlex.quote(path)} && dd if={shlex.quote(path)} of=/dev/null bs=512 count=1 2>&1",
-            f"opening {where}",
+            f"stat -L -c %s {shlex.quote(path)} && dd if={shlex.quote(path)} of=/dev/null bs=512 count=1 2>&1"
         )
         head, _, rest = answer.text.partition("\n")
         head = head.strip()

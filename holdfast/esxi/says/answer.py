@@ -86,6 +86,14 @@ class Answer:
             )
         return cls(text[: match.start()] + ("\n" if match.start() else ""), int(match[1]))
 
+    @classmethod
+    def said(cls, output: bytes, errors: bytes, status: int) -> Answer:
+        """The answer of a command that has printed that; its standard error counts only if it failed and said nothing else."""
+        text = output.decode("utf-8", errors="backslashreplace").replace("\r\n", "\n")
+        if status and not text.strip():
+            text = errors.decode("utf-8", errors="replace")
+        return cls(text, status)
+
     def require(self, doing: str) -> str:
         """The text, if it holds no fault and the command says that it succeeded.
 
