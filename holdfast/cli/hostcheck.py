@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from holdfast.errors import KeyLimited
 from holdfast.esxi.settling import consolidate, leftovers, settle_abandoned
 
 if TYPE_CHECKING:
@@ -22,16 +23,26 @@ _LOW: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class HostReport:
-    """What a host is like. `volumes` are those that hold VMs; `clock_skew_s` is what it is ahead."""
+    """What a host is like.
+
+    Args:
+        version: empty if it could not be looked at; `python`, `clock_skew_s`, `volumes` and `vms` say nothing then.
+        clock_skew_s: what it is ahead.
+        volumes: those that hold VMs.
+        restrict: the level of the agent that our key is limited to; empty if it has a shell.
+        agent_present: whether that is the agent of this version.
+    """
 
     name: str
     address: str
-    version: str
-    python: str
-    clock_skew_s: int
-    volumes: tuple[Volume, ...]
-    vms: int
-    warnings: tuple[str, ...]
+    version: str = ""
+    python: str = ""
+    clock_skew_s: int = 0
+    volumes: tuple[Volume, ...] = ()
+    vms: int = 0
+    restrict: str = ""
+    agent_present: bool = True
+    warnings: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Json]:
         """For programs."""
@@ -52,6 +63,8 @@ class HostReport:
                 for v in self.volumes
             ],
             "vms": self.vms,
+            "restrict": self.restrict,
+            "agent_present": self.agent_present,
             "warnings": list(self.warnings),
         }
 
@@ -63,6 +76,16 @@ def check_host(session: HostSession, *, clean: bool, tell: Callable[[str], None]
         tell: told what was cleaned up.
     """
     view, warnings = session.view, []
+    try:
+        level = session.level()
+    except KeyLimited as error:
+        return HostReport(
+            session.name,
+            str(session.record.address),
+            restrict=session.record.restrict,
+            agent_present=False,
+            warnings=(f"{error.message}: nothing of it could be looked at; {error.hint}",),
+        )
     version = view.version()
     if version.major < 6 or (version.major, version.minor) < (6, 5):
         warnings.append(f"{session.name} runs ESXi {version}; 6.5 is the oldest that is meant to work")
@@ -99,5 +122,6 @@ def check_host(session: HostSession, *, clean: bool, tell: Callable[[str], None]
         skew_s,
         volumes,
         len(vms),
-        tuple(warnings),
+        level,
+        warnings=tuple(warnings),
     )

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Final
 from holdfast.cli.linked import host_book
 from holdfast.cli.output import notice
 from holdfast.cli.passwords import at_terminal
-from holdfast.errors import DestinationExists, HoldfastError, LoginRefused
+from holdfast.errors import DestinationExists, FarCommandMissing, HoldfastError, LinkError, LoginRefused
 
 if TYPE_CHECKING:
     from holdfast.cli.invocation import Invocation
-    from holdfast.esxi.hosts import HostRecord
+    from holdfast.esxi.agent.bundle import Level
+    from holdfast.esxi.hosts import HostBook, HostRecord
     from holdfast.ssh.known_hosts import HostKey
+    from holdfast.ssh.link import Link
 
 __all__ = ["authorized_keys_of", "confirmed_key", "host_password", "link_host", "unlink_host"]
 
@@ -28,17 +30,28 @@ def authorized_keys_of(user: str) -> str:
 
 
 def link_host(
-    invocation: Invocation, name: str, address_text: str, *, key: str, restrict: bool, fingerprint: str
+    invocation: Invocation,
+    name: str,
+    address_text: str,
+    *,
+    key: str,
+    restrict: Level | None,
+    fingerprint: str,
 ) -> HostRecord:
     """A host that accepts our key and stands in the list.
+
+    Args:
+        restrict: what to limit the key to; None for one that has a shell.
 
     Raises:
         DestinationExists: the name is taken by another address.
         HostKeyUnknown: its key was not confirmed.
         LoginRefused: the password is wrong, or there was none.
+        LinkError: the key was to be limited, and the host can not do that.
     """
     from dataclasses import replace
 
+    from holdfast.esxi.agent.bundle import pinned_command, program_hash
     from holdfast.esxi.hosts import HostRecord, require_host_name
     from holdfast.ssh.address import parse_address
     from holdfast.ssh.exchange import exchange_keys
@@ -48,43 +61,96 @@ def link_host(
     address = parse_address(address_text)
     if not address.user:
         address = replace(address, user="root")
-    for known in book.all():
-        if known.name == name and known.address != address:
-            raise DestinationExists(
-                f"a host called '{name}' is linked already, at {known.address}",
-                hint=f"choose another name, or 'holdfast host remove {name}' first",
-            )
+    known = next((one for one in book.all() if one.name == name), None)
+    if known is not None and known.address != address:
+        raise DestinationExists(
+            f"a host called '{name}' is linked already, at {known.address}",
+            hint=f"choose another name, or 'holdfast host remove {name}' first",
+        )
     record = HostRecord(name, address, os.path.abspath(key) if key else book.key_file(name), own_key=not key)
+    if restrict:
+        record = replace(record, restrict=restrict, agent=program_hash())
     exchange_keys(
         address,
         book.access(record),
         confirm=lambda shown: confirmed_key(invocation, str(record.address), shown, fingerprint, _CONSOLE),
         answer=host_password,
         place=authorized_keys_of(address.user),
-        restrict=restrict,
+        command=pinned_command(restrict) if restrict else "",
+        restrict=restrict is not None,
+        renew=known is not None and bool(known.restrict),
+        prove=(lambda link: _require_runs(link, name, restrict)) if restrict else None,
+        attest=(lambda: _require_limited(book, record)) if restrict else None,
         comment=f"holdfast {name}",
     )
     book.put(record)
     return record
 
 
+def _require_runs(link: Link, name: str, level: Level) -> None:
+    """Returns if the command that the key is to be bound to runs on the host.
+
+    Raises:
+        FarCommandMissing, LinkError: it does not.
+    """
+    from holdfast.esxi.agent.bundle import pinned_command
+    from holdfast.esxi.agent_link import AgentLink
+    from holdfast.esxi.shell_console import ShellConsole
+
+    hint = "link it without --restrict; nothing was changed on the host"
+    if not ShellConsole(link).python():
+        raise FarCommandMissing(
+            f"{name} has no python3, which the agent needs: a key for it can not be limited to the agent",
+            hint=hint,
+        )
+    try:
+        AgentLink.start(link.start(pinned_command(level))).close()
+    except LinkError as error:
+        raise type(error)(
+            f"{name} does not run the agent, so that a key for it can not be limited to that: {error.message}",
+            hint=hint,
+        ) from None
+
+
+def _require_limited(book: HostBook, record: HostRecord) -> None:
+    """Returns if the host lets the key run the agent, and nothing else.
+
+    Raises:
+        KeyLimited, LinkError: it does not.
+    """
+    from holdfast.esxi.host import HostSession
+
+    with HostSession(book, record) as session:
+        session.console.python()
+
+
 def unlink_host(invocation: Invocation, name: str) -> None:
     """Takes a host off the list; its key is taken off the host, if that can be reached, and removed here.
+
+    A key that is limited to the agent can not take itself off; that needs the password.
 
     Raises:
         SourceNotFound: no host is called so.
     """
-    from holdfast.esxi.host import HostSession
+    from dataclasses import replace
+
     from holdfast.ssh.authorized import withdraw
+    from holdfast.ssh.exchange import entered
     from holdfast.ssh.keys import public_key
     from holdfast.ssh.known_hosts import KnownHosts
+    from holdfast.ssh.paramiko_link import ParamikoLink
 
     book = host_book()
     record = book.get(name)
     if record.own_key:
         try:
-            with HostSession(book, record) as session:
-                withdraw(session.control, public_key(record.key), authorized_keys_of(record.address.user))
+            access = book.access(record)
+            with (
+                entered(record.address, replace(access, key=""), host_password)
+                if record.restrict
+                else ParamikoLink(record.address, access)
+            ) as link:
+                withdraw(link, public_key(record.key), authorized_keys_of(record.address.user))
         except HoldfastError as error:
             notice(
                 invocation,

@@ -10,6 +10,7 @@ whatever the line looks like. Done twice, nothing changes.
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import Final
 
@@ -17,7 +18,7 @@ from holdfast.errors import LinkError
 from holdfast.ssh.keys import PublicKey
 from holdfast.ssh.link import Link, printable
 
-__all__ = ["USUAL_PLACE", "admit", "withdraw"]
+__all__ = ["USUAL_PLACE", "admit", "knows_restrict", "withdraw"]
 
 USUAL_PLACE: Final = "~/.ssh/authorized_keys"
 
@@ -68,17 +69,28 @@ def admit(
     *,
     command: str = "",
     restrict: bool = False,
+    spelled_out: bool = False,
 ) -> bool:
     """Makes the host accept `key`; whether anything had to be changed for that.
 
     Args:
         place: the authorized_keys file over there; `~/` is the home folder.
-        command, restrict: as for `PublicKey.line`.
+        command, restrict, spelled_out: as for `PublicKey.line`.
 
     Raises:
         LinkError: it could not be done, and nothing was changed.
     """
-    return _changed(link, key, place, key.line(command=command, restrict=restrict))
+    line = key.line(command=command, restrict=restrict, spelled_out=spelled_out)
+    return _changed(link, key, place, line)
+
+
+def knows_restrict(server: str) -> bool:
+    """Whether a server knows the option `restrict`, by what it calls itself. OpenSSH does since 7.2.
+
+    One that does not refuses the whole line.
+    """
+    version = re.search(r"OpenSSH_(\d+)\.(\d+)", server)
+    return version is None or (int(version[1]), int(version[2])) >= (7, 2)
 
 
 def withdraw(link: Link, key: PublicKey, place: str = USUAL_PLACE) -> bool:

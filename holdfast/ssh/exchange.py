@@ -16,10 +16,10 @@ from typing import Final
 
 from holdfast.errors import HostKeyUnknown, LinkError, LoginRefused
 from holdfast.ssh.address import Address
-from holdfast.ssh.authorized import USUAL_PLACE, admit, withdraw
+from holdfast.ssh.authorized import USUAL_PLACE, admit, knows_restrict, withdraw
 from holdfast.ssh.keys import DEFAULT_BITS, PublicKey, make_key
 from holdfast.ssh.known_hosts import HostKey, KnownHosts
-from holdfast.ssh.link import Access, Patience
+from holdfast.ssh.link import Access, Link, Patience
 from holdfast.ssh.paramiko_link import ParamikoLink
 from holdfast.ssh.paramiko_login import Answer, connect, host_key
 
@@ -66,6 +66,9 @@ def exchange_keys(
     place: str = USUAL_PLACE,
     command: str = "",
     restrict: bool = False,
+    renew: bool = False,
+    prove: Callable[[Link], None] | None = None,
+    attest: Callable[[], None] | None = None,
     comment: str = "holdfast",
     bits: int = DEFAULT_BITS,
     patience: Patience | None = None,
@@ -78,6 +81,9 @@ def exchange_keys(
         answer: the user's answers to the host's questions, the password most often.
         place: the authorized_keys file over there (ESXi: /etc/ssh/keys-root/authorized_keys).
         command, restrict: what the key may be used for; see `PublicKey.line`.
+        renew: write the line anew although the key is accepted already; it may be limited otherwise than now wanted.
+        prove: given the link by password, before anything is changed; raises if the host can not do what the key is for.
+        attest: called when the key is accepted; raises if it can not do, or can do more than, what it is for. Then it is taken out.
 
     Raises:
         HostKeyUnknown: not confirmed.
@@ -94,10 +100,13 @@ def exchange_keys(
             raise
         known_hosts.record(address, shown)
     ours = make_key(access.key, comment, bits=bits)
-    if not command and not restrict and _accepted(address, access, patience):
+    if not command and not restrict and not renew and _accepted(address, access, patience):
         return Exchange(shown, ours, changed=False)
     with entered(address, replace(access, key=""), answer, patience) as link:
-        changed = admit(link, ours, place, command=command, restrict=restrict)
+        if prove is not None:
+            prove(link)
+        spelled_out = not knows_restrict(link.server)
+        changed = admit(link, ours, place, command=command, restrict=restrict, spelled_out=spelled_out)
         if not _accepted(address, access, patience):
             with contextlib.suppress(LinkError):
                 withdraw(link, ours, place)
@@ -106,6 +115,13 @@ def exchange_keys(
                 hint="look at the permissions of that file and its folders over there, and at AuthorizedKeysFile "
                 "and PubkeyAcceptedAlgorithms of its sshd_config",
             )
+        if attest is not None:
+            try:
+                attest()
+            except BaseException:
+                with contextlib.suppress(LinkError):
+                    withdraw(link, ours, place)
+                raise
     return Exchange(shown, ours, changed)
 
 

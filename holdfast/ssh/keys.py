@@ -21,6 +21,9 @@ __all__ = ["DEFAULT_BITS", "PublicKey", "make_key", "public_key"]
 
 DEFAULT_BITS: Final = 3072
 _MAX_FILE_BYTES: Final = 1 << 16
+_SPELLED_OUT: Final = (
+    "no-agent-forwarding", "no-port-forwarding", "no-pty", "no-user-rc", "no-X11-forwarding",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +40,20 @@ class PublicKey:
     encoded: str
     comment: str = ""
 
-    def line(self, *, command: str = "", restrict: bool = False) -> str:
+    def line(self, *, command: str = "", restrict: bool = False, spelled_out: bool = False) -> str:
         """The line that admits this key in an authorized_keys file.
 
         Args:
             command: what the host runs for this key, whatever is asked for.
             restrict: allow nothing but running a command (no terminal, no forwarding).
+            spelled_out: say so by the options that servers knew before they knew `restrict`.
 
         Raises:
             UsageError: the command can not stand there.
         """
         if re.search(r"[\0\r\n]", command + self.comment):
             raise UsageError("a line of authorized_keys can not hold a line end")
-        options = ["restrict"] if restrict else []
+        options = list(_SPELLED_OUT if spelled_out else ("restrict",)) if restrict else []
         if command:
             options.append('command="' + command.replace('"', '\\"') + '"')
         return " ".join(part for part in (",".join(options), self.kind, self.encoded, self.comment) if part)

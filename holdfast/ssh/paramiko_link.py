@@ -226,6 +226,14 @@ class ParamikoLink:
         """
         self._connected()
 
+    @property
+    def server(self) -> str:
+        """What the host's SSH server calls itself, such as `SSH-2.0-OpenSSH_9.2`.
+
+        Raises: as `log_in`.
+        """
+        return str(self._connected().remote_version)
+
     def start(self, command: str) -> ParamikoChannel:
         """See `Link.start`."""
         transport = self._connected()

@@ -11,10 +11,12 @@ from holdfast.cli.linked import host_book, open_session
 from holdfast.cli.options import json_option
 from holdfast.cli.output import Column, Json, notice, print_facts, print_json, print_table, say, warn
 from holdfast.errors import EXIT_WARNINGS, HoldfastError
+from holdfast.esxi.agent.gate import LEVELS
 from holdfast.units import format_size
 
 if TYPE_CHECKING:
     from holdfast.cli.hostcheck import HostReport
+    from holdfast.esxi.agent.bundle import Level
 
 __all__ = ["command"]
 
@@ -35,15 +37,25 @@ def command() -> None:
     "--key", metavar="FILE", default="", help="Use this private key (RSA or ECDSA), or make one there."
 )
 @click.option(
-    "--restrict", is_flag=True, help="Have the host give the key neither a terminal nor forwarding."
+    "--restrict",
+    type=click.Choice(LEVELS),
+    is_flag=False,
+    flag_value="backup",
+    metavar="[LEVEL]",
+    help="Have the host let the key run nothing but this version's agent, for: 'backup' (the default), 'restore' (new VMs as "
+    "well), 'in-place' (and existing disks). To be linked anew after an upgrade that changes the agent.",
 )
 @click.option(
     "--fingerprint", metavar="SHA256:...", default="", help="The host's key, instead of being asked about it."
 )
 @json_option
 @click.pass_obj
-def add(invocation: Invocation, name: str, address: str, key: str, restrict: bool, fingerprint: str) -> None:
+def add(
+    invocation: Invocation, name: str, address: str, key: str, restrict: Level | None, fingerprint: str
+) -> None:
     """Link a host: confirm its key, give its password once, exchange keys.
+
+    Done again, it changes what the key may do over there.
 
     [env: HOLDFAST_HOST_PASSWORD, where nobody is there to type it]
     """
@@ -58,24 +70,58 @@ def add(invocation: Invocation, name: str, address: str, key: str, restrict: boo
         warn(invocation, f"{name} is linked, but does not answer like an ESXi host: {error.message}")
         invocation.exit_code = EXIT_WARNINGS
     if invocation.json:
-        print_json({"name": name, "address": str(record.address), "key": record.key, "version": version})
+        print_json(
+            {
+                "name": name,
+                "address": str(record.address),
+                "key": record.key,
+                "version": version,
+                "restrict": record.restrict,
+            }
+        )
         return
     say(f"linked {name} ({record.address})" + (f": ESXi {version}" if version else ""))
+    if record.restrict:
+        say(f"its key runs this version's agent there on level '{record.restrict}', and nothing else")
 
 
 @command.command("list")
 @json_option
 @click.pass_obj
 def list_hosts(invocation: Invocation) -> None:
-    """List the linked hosts."""
+    """List the linked hosts, and what our key may do there."""
     hosts = host_book().all()
     if invocation.json:
-        print_json({"hosts": [{"name": h.name, "address": str(h.address), "key": h.key} for h in hosts]})
+        print_json(
+            {
+                "hosts": [
+                    {
+                        "name": h.name,
+                        "address": str(h.address),
+                        "key": h.key,
+                        "restrict": h.restrict,
+                        "agent_present": h.agent_present,
+                    }
+                    for h in hosts
+                ]
+            }
+        )
         return
     print_table(
-        [Column("NAME"), Column("ADDRESS"), Column("KEY", wide=True)],
-        [(h.name, str(h.address), h.key) for h in hosts],
+        [Column("NAME"), Column("ADDRESS"), Column("RESTRICTED"), Column("KEY", wide=True)],
+        [(h.name, str(h.address), _restriction(h.restrict, present=h.agent_present), h.key) for h in hosts],
     )
+    for host in hosts:
+        if not host.agent_present:
+            notice(
+                invocation,
+                f"{host.name} runs the agent of another version of Holdfast only: link it again, "
+                f"holdfast host add {host.name} {host.address} --restrict {host.restrict}",
+            )
+
+
+def _restriction(level: str, *, present: bool) -> str:
+    return (level if present else f"{level}, another agent") if level else "no"
 
 
 @command.command("check")
@@ -108,16 +154,19 @@ def check(invocation: Invocation, names: tuple[str, ...], clean: bool) -> None:
 
 
 def _show(report: HostReport) -> None:
-    print_facts(
-        [
-            ("host", f"{report.name} ({report.address})"),
+    facts = [
+        ("host", f"{report.name} ({report.address})"),
+        ("key", f"runs the agent only, on level '{report.restrict}'" if report.restrict else "has a shell"),
+    ]
+    if report.version:
+        facts += [
             ("version", report.version),
             ("python", report.python or "none: only --via stream is possible"),
             ("clock", f"{report.clock_skew_s:+d} s against this machine"),
             *(("datastore", f"{v.name or v.uuid} ({v.kind}), {format_size(v.free_bytes)} of {format_size(v.size_bytes)} free") for v in report.volumes),
             ("VMs", str(report.vms)),
-        ]
-    )  # fmt: skip
+        ]  # fmt: skip
+    print_facts(facts)
 
 
 @command.command("remove")
@@ -125,7 +174,10 @@ def _show(report: HostReport) -> None:
 @json_option
 @click.pass_obj
 def remove(invocation: Invocation, name: str) -> None:
-    """Unlink a host, and take our key off it."""
+    """Unlink a host, and take our key off it.
+
+    A key that is limited by --restrict can not do that; the host's password is asked for. [env: HOLDFAST_HOST_PASSWORD]
+    """
     from holdfast.cli.linking import unlink_host
 
     unlink_host(invocation, name)

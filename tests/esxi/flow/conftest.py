@@ -78,7 +78,7 @@ class Desk:
         address = Address("127.0.0.1", "root", self.host.port)
         return fetch_host_key(address, KnownHosts(str(self.folder / "none"))).fingerprint
 
-    def link(self, name: str = "esx1") -> None:
+    def link(self, name: str = "esx1", *options: str) -> None:
         address = f"root@127.0.0.1:{self.host.port}"
         self.run(
             "host",
@@ -87,6 +87,7 @@ class Desk:
             address,
             "--fingerprint",
             self.fingerprint(),
+            *options,
             HOLDFAST_HOST_PASSWORD=self.host.password,
         )
 
