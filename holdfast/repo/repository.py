@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from holdfast.repo.check import Checker, CheckReport
     from holdfast.repo.gc import CollectOptions, CollectReport
     from holdfast.repo.live import LivePoints
+    from holdfast.repo.prove import Proven
     from holdfast.repo.repair import Donor, RepairReport
     from holdfast.repo.replicate import ReplicateOptions, ReplicateReport
 
@@ -789,6 +790,32 @@ class Repository:
 
         with self.holding("check", points):
             return sample(self._engine(), points, share, on_progress)
+
+    def prove(
+        self,
+        source: Repository,
+        points: Sequence[Point],
+        share: float,
+        workers: int | None = None,
+        on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+    ) -> Proven:
+        """Has this repository, which is far, prove that it holds what points need; see `repo.prove`.
+
+        Args:
+            source: where the points were copied from.
+            share: of the records, chosen at random; 1 for all.
+
+        Raises:
+            DamagedPoint: something is missing or damaged here.
+        """
+        from holdfast.repo.prove import prove
+        from holdfast.repo.replicate import share_keys
+
+        same = share_keys(self.unlock(), source.unlock())
+        with self.holding("check", points):
+            return prove(
+                source._engine() if same else None, self._engine(), points, share, workers, on_progress
+            )
 
     def _home(self) -> Home:
         return Home(

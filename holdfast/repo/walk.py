@@ -7,8 +7,8 @@ Memory: 16 bytes per node, and the nodes of one batch.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,9 +16,8 @@ from holdfast.errors import DamagedData
 from holdfast.ids import HOLE_ID, ID_BYTES, NodeId, RecordId
 from holdfast.repo.format.record import Kind
 from holdfast.repo.idset import IdSet
-from holdfast.repo.records import RecordReader
 
-__all__ = ["Node", "read_node", "walk_nodes"]
+__all__ = ["Node", "NodeReader", "read_node", "walk_nodes"]
 
 _HEADER: Final = struct.Struct("<BBHI")
 _LEAF: Final = 1
@@ -68,7 +67,15 @@ def read_node(node: NodeId, data: bytes) -> Node:
     return Node(node, False, ids)
 
 
-def walk_nodes(records: RecordReader, roots: Iterable[NodeId], seen: IdSet | None = None) -> Iterator[Node]:
+class NodeReader(Protocol):
+    """Where nodes come from: `RecordReader`, and what is like it."""
+
+    def each(self, ids: Sequence[RecordId], kind: Kind) -> Iterator[tuple[RecordId, bytes]]:
+        """See `RecordReader.each`."""
+        ...
+
+
+def walk_nodes(records: NodeReader, roots: Iterable[NodeId], seen: IdSet | None = None) -> Iterator[Node]:
     """Yields every node below the roots, and the roots, each once.
 
     Args:

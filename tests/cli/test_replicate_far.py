@@ -185,6 +185,28 @@ def test_what_was_sent_before_a_cut_is_not_sent_again(
     assert int(count.read_text()) < 24 << 20
 
 
+def test_what_is_verified_over_there_is_not_sent_back(
+    a: Path, tmp_path: Path, count: Path, done: Callable[..., Any], holdfast: Any, far_side: Any
+) -> None:
+    b = f"{FAR}{tmp_path / 'b'}"
+    done("init", "-r", b, "--like", a)
+    far_side("--append-only")
+    done("replicate", "-r", a, "--to", b)
+    for option in (("--verify",), ("--challenge", "100%")):
+        summary = done("replicate", "-r", a, "--to", b, *option, "--json").summary
+        assert summary["verified_points"] == 2
+        assert summary["proven_records"] > 40
+        assert summary["fetched_records"] == 0
+        assert int(count.read_text()) < 16 << 10
+    said = done("replicate", "-r", a, "--to", b, "--challenge", "50%").out
+    assert "read and hashed on both sides" in said
+    rotten(a)
+    half = holdfast("replicate", "-r", a, "--to", b, "--verify")
+    assert half.code == 100
+    assert "1 sent here and opened" in half.out
+    assert "1 of the records that the target has are missing or damaged in the source" in half.err
+
+
 def test_damage_on_either_side_is_found_and_healed_from_the_other(
     a: Path, tmp_path: Path, done: Callable[..., Any], holdfast: Any
 ) -> None:

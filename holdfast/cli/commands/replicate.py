@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from holdfast.cli.commands.check import open_other
 from holdfast.cli.invocation import Invocation
 from holdfast.cli.options import repository_options, workers_option
-from holdfast.cli.output import Json, print_json, say
+from holdfast.cli.output import Json, print_json, say, warn
 from holdfast.cli.progress import progress
-from holdfast.errors import UsageError
+from holdfast.errors import EXIT_WARNINGS, UsageError
 from holdfast.units import format_size, format_time, parse_rate, parse_share, parse_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from holdfast.repo.points import Point
+    from holdfast.repo.prove import Proven
     from holdfast.repo.replicate import Ack, ReplicateReport
     from holdfast.repo.repository import Repository
 
@@ -50,9 +51,9 @@ __all__ = ["command"]
     help="When what was copied is durable: piece by piece, every few seconds, or with its point.",
 )
 @click.option(
-    "--verify", is_flag=True, help="Read back and hash all that the chosen points need, in the target."
+    "--verify", is_flag=True, help="Have all that the chosen points need read and hashed in the target."
 )
-@click.option("--challenge", metavar="SHARE", help="Read back and hash a random share of it (1%).")
+@click.option("--challenge", metavar="SHARE", help="The same of a random share of it (1%).")
 @click.option("--repair", is_flag=True, help="First heal what is damaged in the target from the source.")
 @workers_option
 @repository_options
@@ -97,11 +98,11 @@ def command(
         healed = _repair(invocation, one, two, workers) if repair else None
         invocation.if_interrupted = "what was copied is found again by the next 'holdfast replicate'"
         report = _copy(invocation, one, two, points, dry_run, ack, rate, workers)
-        proven = _prove(invocation, one, two, points, share, workers) if share else 0
+        verified = _verify(invocation, one, two, points, share, workers) if share else None
     if invocation.json:
-        print_json(_as_json(report, proven, healed, dry_run=dry_run))
+        print_json(_as_json(report, verified, healed, dry_run=dry_run))
     else:
-        _print(report, proven, healed, dry_run=dry_run)
+        _print(report, verified, healed, dry_run=dry_run)
 
 
 class _Wanted:
@@ -182,15 +183,26 @@ def _repair(invocation: Invocation, source: Repository, target: Repository, work
     return repaired.healed_total
 
 
-def _prove(
+class _Verified(NamedTuple):
+    """What was read back in the target.
+
+    Args:
+        proven: what a target on another host has shown; None if the target is here.
+    """
+
+    points: int
+    proven: Proven | None
+
+
+def _verify(
     invocation: Invocation,
     source: Repository,
     target: Repository,
     points: Sequence[Point],
     share: float,
     workers: int | None,
-) -> int:
-    """Reads points back in the target; returns how many.
+) -> _Verified:
+    """Has points read back in the target, by the far side if that is on another host.
 
     Raises:
         IntegrityError: something is damaged there.
@@ -198,16 +210,29 @@ def _prove(
     sessions = {point.manifest.session for point in points}
     there = [point for point in target.points_beside(source) if point.manifest.session in sessions]
     with progress(invocation, "verifying") as bar:
+        if target.is_far:
+            proven = target.prove(source, there, share, workers, bar.update)
+            if proven.not_here:
+                warn(
+                    invocation,
+                    f"{proven.not_here} of the records that the target has are missing or damaged in the source; "
+                    "'holdfast check --repair --from' heals them",
+                )
+                invocation.exit_code = EXIT_WARNINGS
+            return _Verified(len(there), proven)
         if share < 1:
             target.sample(there, share, bar.update)
-            return len(there)
+            return _Verified(len(there), None)
         error = target.check(there, read_data=True, workers=workers, on_progress=bar.update).error()
     if error is not None:
         raise error
-    return len(there)
+    return _Verified(len(there), None)
 
 
-def _as_json(report: ReplicateReport, proven: int, healed: int | None, *, dry_run: bool) -> dict[str, Json]:
+def _as_json(
+    report: ReplicateReport, verified: _Verified | None, healed: int | None, *, dry_run: bool
+) -> dict[str, Json]:
+    proven = verified.proven if verified is not None else None
     return {
         "type": "summary",
         "dry_run": dry_run,
@@ -228,13 +253,15 @@ def _as_json(report: ReplicateReport, proven: int, healed: int | None, *, dry_ru
         "forgotten": report.forgotten,
         "records": report.records,
         "stored_bytes": report.stored_bytes,
-        "verified_points": proven,
+        "verified_points": verified.points if verified is not None else 0,
+        "proven_records": proven.records if proven is not None else None,
+        "fetched_records": proven.fetched if proven is not None else None,
         "healed_records": healed,
         "duration_s": round(report.duration_s, 3),
     }
 
 
-def _print(report: ReplicateReport, proven: int, healed: int | None, *, dry_run: bool) -> None:
+def _print(report: ReplicateReport, verified: _Verified | None, healed: int | None, *, dry_run: bool) -> None:
     if healed is not None:
         say(f"healed {healed} damaged record{'' if healed == 1 else 's'} of the target")
     for point in report.copied:
@@ -250,5 +277,18 @@ def _print(report: ReplicateReport, proven: int, healed: int | None, *, dry_run:
     say(
         f"restore points: {', '.join(said)}; {format_size(report.stored_bytes)} in {report.duration_s:.1f} s{how}"
     )
-    if proven:
-        say(f"verified in the target: {proven} restore point{'' if proven == 1 else 's'}")
+    if verified is not None and verified.points:
+        points = f"{verified.points} restore point{'' if verified.points == 1 else 's'}"
+        say(f"verified in the target: {points}{_how(verified.proven)}")
+
+
+def _how(proven: Proven | None) -> str:
+    """In which way a target on another host has proven what it holds."""
+    if proven is None:
+        return ""
+    records = f"{proven.records} record{'' if proven.records == 1 else 's'}"
+    compared = f"{format_size(proven.stored_bytes)} read and hashed on both sides"
+    if not proven.fetched:
+        return f", {records}, {compared}"
+    fetched = f"{proven.fetched} sent here and opened"
+    return f", {records}, {f'{compared}, ' if proven.stored_bytes else ''}{fetched}"

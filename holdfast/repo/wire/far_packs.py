@@ -12,7 +12,9 @@ import time
 from typing import Final
 
 from holdfast.errors import DamagedData, HoldfastError, ProtocolError
-from holdfast.ids import PackId
+from holdfast.ids import PackId, RecordId
+from holdfast.repo.challenge import MOST_IDS, OwnAnswers
+from holdfast.repo.codec import Opener
 from holdfast.repo.format.record import (
     MAX_PACK_BYTES,
     MAX_TABLE_ENTRIES,
@@ -22,8 +24,9 @@ from holdfast.repo.format.record import (
 )
 from holdfast.repo.format.rows import PackState
 from holdfast.repo.index import Batch, Index, NewRecord, PackProgress
+from holdfast.repo.keys import clear_keys
 from holdfast.repo.packs import PackStore, PackWriter
-from holdfast.repo.records import records_of
+from holdfast.repo.records import RecordReader, records_of
 from holdfast.repo.wire import messages as m
 from holdfast.repo.wire.proof import PackProof, Proofs
 from holdfast.repo.wire.remote_store import MOST_READ_BYTES
@@ -56,6 +59,7 @@ class FarPacks:
         self._rights = rights
         self._writers: dict[int, _Writer] = {}
         self._lock = threading.Lock()
+        self._answers: tuple[Index, OwnAnswers] | None = None
         self.index: Index | None = None
 
     def list(self, request: m.ListPacks) -> m.PackIds:
@@ -110,6 +114,19 @@ class FarPacks:
         if len(entries) > MAX_TABLE_ENTRIES:
             raise DamagedData("a pack holds more records than packs may hold")
         return m.Bytes(encode_table(entries))
+
+    def challenge(self, request: m.Challenge) -> m.Answers:
+        """Answers `Challenge`."""
+        if len(request.ids) > MOST_IDS:
+            raise ProtocolError("more records are to be proven than may be at once")
+        index = self.index
+        if index is None:
+            raise ProtocolError("no index is open on this connection")
+        known = self._answers
+        if known is None or known[0] is not index:
+            reader = RecordReader(self._store, index, Opener(clear_keys()))  # stored bytes need no key
+            known = self._answers = index, OwnAnswers(reader, index)
+        return m.Answers(tuple(known[1].some(request.nonce, [RecordId(one) for one in request.ids])))
 
     # --- writers
 

@@ -14,6 +14,7 @@ from typing import ClassVar, Final, Generic, TypeVar, cast
 
 from holdfast.errors import ProtocolError
 from holdfast.ids import ID_BYTES, PACK_ID_BYTES, SESSION_ID_BYTES
+from holdfast.repo.challenge import NONCE_BYTES
 from holdfast.repo.wire.fields import (
     BLOB,
     FLAG,
@@ -211,6 +212,13 @@ class MaybeIds(Message):
     """Ids, some of which are not known."""
 
     ids: tuple[bytes | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answers(Message):
+    """For each id, from the front: state (0 not there, 1 whole, 2 damaged), strong hash, proof; see "Challenges"."""
+
+    answers: tuple[tuple[int, bytes, bytes], ...]
 
 
 # --- requests: the connection and the place
@@ -469,6 +477,15 @@ class ListRecords(Request[Bytes]):
     end: int
 
 
+@dataclass(frozen=True, slots=True)
+class Challenge(Request[Answers]):
+    """Read and hash at most 4096 records under `nonce`; as many as 64 MiB hold, from the front, and one at least."""
+
+    answer: ClassVar = Answers
+    nonce: bytes
+    ids: tuple[bytes, ...]
+
+
 # --- requests: the index
 
 
@@ -701,6 +718,7 @@ _LAYOUTS: Final[Mapping[type[Message], tuple[int, tuple[Field, ...]]]] = {
     CollectionBegun: (18, (U32, many(_RECORD))),
     Figures: (19, (U64, U64, U64, U64, U64)),
     MaybeIds: (20, (many(optional(_RECORD)),)),
+    Answers: (21, (records("B16s32s", "u8 state, 16 bytes strong hash, 32 bytes proof"),)),
     Hello: (64, (U16, U16, TEXT)),
     Ping: (65, ()),
     Open: (66, (TEXT,)),
@@ -732,6 +750,7 @@ _LAYOUTS: Final[Mapping[type[Message], tuple[int, tuple[Field, ...]]]] = {
     SyncWriter: (109, (U32,)),
     CloseWriter: (110, (U32,)),
     ListRecords: (111, (_PACK, U64)),
+    Challenge: (112, (fixed(NONCE_BYTES), many(_RECORD))),
     Lookup: (128, (many(_RECORD),)),
     Commit: (
         129,

@@ -16,8 +16,9 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Final
 
-from holdfast.errors import HoldfastError, InternalError, StorageError
-from holdfast.ids import PackId
+from holdfast.errors import HoldfastError, InternalError, ProtocolError, StorageError
+from holdfast.ids import PackId, RecordId
+from holdfast.repo.challenge import MOST_IDS, Answer, State
 from holdfast.repo.format.record import TableEntry, decode_table
 from holdfast.repo.packs import PackWriter
 from holdfast.repo.wire import messages as m
@@ -160,6 +161,22 @@ class RemotePackStore:
     def records_of(self, pack_id: PackId, end: int) -> list[TableEntry]:
         """See `records.RecordLister`."""
         return decode_table(self._connection.ask(m.ListRecords(pack_id, end)).data)
+
+    def challenge(self, nonce: bytes, ids: Sequence[RecordId]) -> list[Answer]:
+        """See `challenge.Answerer`."""
+        found: list[Answer] = []
+        while len(found) < len(ids):
+            asked = ids[len(found) : len(found) + MOST_IDS]
+            answers = self._connection.ask(m.Challenge(nonce, tuple(asked))).answers
+            if not 0 < len(answers) <= len(asked):
+                raise ProtocolError(
+                    f"{self._connection.name} answered for {len(answers)} records of {len(asked)}"
+                )
+            try:
+                found += [Answer(State(state), strong_hash, proof) for state, strong_hash, proof in answers]
+            except ValueError:
+                raise ProtocolError(f"{self._connection.name} gave a record a state that none has") from None
+        return found
 
     def length(self, pack_id: PackId) -> int | None:
         """See `PackStore.length`."""
