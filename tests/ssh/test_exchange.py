@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from holdfast.errors import HostKeyChanged, HostKeyUnknown, LinkError, LoginRefused
-from holdfast.ssh.authorized import admit, withdraw
+from holdfast.ssh.authorized import admit, knows_restrict, withdraw
 from holdfast.ssh.exchange import exchange_keys, fetch_host_key
 from holdfast.ssh.keys import PublicKey, make_key, public_key
 from holdfast.ssh.known_hosts import HostKey, KnownHosts
-from holdfast.ssh.link import Access
+from holdfast.ssh.link import Access, Link
 from holdfast.ssh.openssh import OpenSshLink
 from holdfast.ssh.paramiko_link import ParamikoLink
 from tests.ssh.password_server import PASSWORD, PasswordServer
@@ -130,6 +130,54 @@ def test_a_restricted_key_runs_its_command_and_no_other(server: PasswordServer, 
     assert server.authorized_keys.read_text().startswith('restrict,command="echo \\"served')
     with ParamikoLink(server.address, access) as link:
         assert link.run("echo mine").stdout == f"served '{server.home}'\n".encode()
+
+
+def test_a_host_that_can_not_do_what_the_key_is_for_is_not_changed(
+    server: PasswordServer, access: Access
+) -> None:
+    def prove(link: Link) -> None:
+        assert link.run("echo by password").stdout == b"by password\n"
+        raise LinkError("it can not")
+
+    with pytest.raises(LinkError, match="it can not"):
+        exchange_keys(server.address, access, confirm=yes, answer=typed(PASSWORD), restrict=True, prove=prove)
+    assert not server.authorized_keys.exists()
+
+
+def test_a_key_that_can_do_more_than_it_should_is_taken_out_again(
+    server: PasswordServer, access: Access
+) -> None:
+    def attest() -> None:
+        assert "restrict" in server.authorized_keys.read_text()
+        raise LinkError("it can do more")
+
+    with pytest.raises(LinkError, match="it can do more"):
+        exchange_keys(
+            server.address, access, confirm=yes, answer=typed(PASSWORD), restrict=True, attest=attest
+        )
+    assert server.authorized_keys.read_text() == ""
+
+
+def test_what_a_key_may_do_is_changed_by_the_password(server: PasswordServer, access: Access) -> None:
+    exchange_keys(
+        server.address, access, confirm=yes, answer=typed(PASSWORD), restrict=True, command="echo old"
+    )
+    exchange_keys(server.address, access, confirm=never, answer=typed(PASSWORD), renew=True)
+    with ParamikoLink(server.address, access) as link:
+        assert link.run("echo mine").stdout == b"mine\n"
+    assert len(server.authorized_keys.read_text().splitlines()) == 1
+
+
+def test_servers_that_do_not_know_restrict_are_told_at_length() -> None:
+    for server, known in (
+        ("SSH-2.0-OpenSSH_9.2p1 Debian-2", True), ("SSH-2.0-OpenSSH_7.2", True), ("SSH-2.0-OpenSSH_10.0", True),
+        ("SSH-2.0-OpenSSH_7.1p2", False), ("SSH-2.0-OpenSSH_5.6", False), ("SSH-2.0-other", True),
+    ):  # fmt: skip
+        assert knows_restrict(server) is known, server
+    line = KEY.line(command="serve", restrict=True, spelled_out=True)
+    assert line.startswith(
+        "no-agent-forwarding,no-port-forwarding,no-pty,no-user-rc,no-X11-forwarding,command="
+    )
 
 
 # --- the file over there ---------------------------------------------------------------------------
