@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import threading
@@ -173,7 +174,11 @@ class Tools(object):
         with self._writing:
             folder = self.gate.new_folder(wanted["path"])
             os.mkdir(as_bytes(folder))
-            _write(folder + "/" + MARKER, os.O_EXCL, 0, marker, self.gate.still)
+            try:
+                _write(folder + "/" + MARKER, os.O_EXCL, 0, marker, self.gate.still)
+            except OSError:  # the datastore is full; without its marker nobody could go on with the folder
+                shutil.rmtree(as_bytes(folder), ignore_errors=True)
+                raise
         return {}
 
     def _put(self, payload: bytes) -> Any:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from holdfast.esxi.agent.gate import LEVELS, MARKER, Gate, Refused, require_own_files
 
@@ -72,6 +75,35 @@ def test_nothing_else_is_readable(volumes: Path, level: str, path: str) -> None:
     whole = path if path.startswith("/") else f"{volumes}/{path}"
     with pytest.raises(Refused):
         gate(volumes, level).readable(whole)
+
+
+PARTS = ("5a", "datastore1", "BOOTBANK1", "b0", "web1", "away", "notes", "new", "etc", "..", ".", "", "out.vmdk", "own.vmdk",
+         "web1.vmx", "web1-flat.vmdk", "vm.vmx", "vm-flat.vmdk", "secret.txt", "shadow", "state.tgz", "x.vmx", MARKER)  # fmt: skip
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+@given(parts=st.lists(st.sampled_from(PARTS), max_size=6), level=st.sampled_from(LEVELS))
+def test_whatever_the_path_nothing_of_the_host_is_reached(
+    volumes: Path, parts: list[str], level: str
+) -> None:
+    path = "/".join([str(volumes), *parts])
+    ours = gate(volumes, level)
+    with contextlib.suppress(OSError):
+        real = Path(ours.readable(path))
+        assert real == Path(os.path.realpath(path))
+        assert real.parent in {volumes / "5a" / name for name in ("web1", "notes", "new")}
+        assert real.name not in ("secret.txt", "shadow", "state.tgz")
+    with contextlib.suppress(OSError):
+        real = Path(ours.writable(path))
+        assert level != "backup"
+        assert real.parent == volumes / "5a/new" or level == "in-place"
+        assert real.name.endswith("-flat.vmdk")
+        assert real.is_relative_to(volumes)
+        assert not real.is_relative_to(volumes / "b0")
+    for change in (lambda: ours.put(path, 0, b"x"), lambda: ours.disk(path)):
+        with contextlib.suppress(OSError):
+            assert Path(change()).parent == volumes / "5a" / "new"
+            assert level != "backup"
 
 
 @pytest.mark.parametrize("path", [None, 7, ["/vmfs/volumes/5a/web1/web1.vmx"], b"/vmfs/volumes/x"])

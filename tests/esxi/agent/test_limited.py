@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shlex
@@ -236,6 +237,17 @@ def test_a_folder_is_made_filled_and_completed(volumes: Path) -> None:
         put(tools, f"{new}/vm.nvram", b"more")
     with pytest.raises(Refused):
         complete(json.dumps({"path": str(new)}).encode())
+
+
+def test_a_folder_that_can_not_be_marked_is_not_left(volumes: Path) -> None:
+    class Full(Gate):
+        def still(self, real: str) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device", real)
+
+    wanted = json.dumps({"path": f"{volumes}/ds/new", "marker": "x"}).encode()
+    with pytest.raises(OSError, match="No space"):
+        Tools(Full("restore", str(volumes)), Sent()).verbs()[frames.MAKE](wanted)
+    assert not (volumes / "ds" / "new").exists()
 
 
 def test_nothing_is_written_into_a_folder_that_was_completed_meanwhile(volumes: Path) -> None:
