@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Final
 from holdfast.cli.linked import host_book
 from holdfast.cli.output import notice
 from holdfast.cli.passwords import at_terminal
-from holdfast.errors import DestinationExists, FarCommandMissing, HoldfastError, LinkError, LoginRefused
+from holdfast.errors import (
+    DestinationExists,
+    FarCommandMissing,
+    HoldfastError,
+    KeyLimited,
+    LinkError,
+    LoginRefused,
+)
 
 if TYPE_CHECKING:
     from holdfast.cli.invocation import Invocation
@@ -78,13 +85,27 @@ def link_host(
         place=authorized_keys_of(address.user),
         command=pinned_command(restrict) if restrict else "",
         restrict=restrict is not None,
-        renew=known is not None and bool(known.restrict),
+        renew=known is not None and (bool(known.restrict) or _has_no_shell(book, known)),
         prove=(lambda link: _require_runs(link, name, restrict)) if restrict else None,
         attest=(lambda: _require_limited(book, record)) if restrict else None,
         comment=f"holdfast {name}",
     )
     book.put(record)
     return record
+
+
+def _has_no_shell(book: HostBook, record: HostRecord) -> bool:
+    """Whether the host limits a key that is not known here to be limited: somebody else may have linked it."""
+    from holdfast.esxi.host import HostSession
+
+    try:
+        with HostSession(book, record) as session:
+            session.console.python()
+    except KeyLimited:
+        return True
+    except HoldfastError:
+        return False  # the key is not accepted, or the host not there: linking it will tell
+    return False
 
 
 def _require_runs(link: Link, name: str, level: Level) -> None:

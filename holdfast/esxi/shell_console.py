@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from holdfast.errors import LinkLost, SourceFormat, SourceNotFound
+from holdfast.errors import KeyLimited, LinkLost, SourceFormat, SourceNotFound
+from holdfast.esxi.agent.bundle import REFUSAL
 from holdfast.esxi.agent.gate import MARKER
 from holdfast.esxi.console import Console, HostFile, file_error, write_error
 from holdfast.esxi.names import printable
 from holdfast.esxi.says.answer import MAX_ANSWER_BYTES, Answer
-from holdfast.ssh.link import Link
+from holdfast.ssh.link import Link, Result
 
 __all__ = ["ShellConsole"]
 
@@ -41,10 +42,9 @@ class ShellConsole(Console):
 
         Raises:
             LinkError: the connection, or its time, is over.
+            KeyLimited: the key has no shell.
         """
-        result = self.link.run(
-            script, stdin, timeout_s=timeout_s, limit_bytes=MAX_ANSWER_BYTES, sentinel=True
-        )
+        result = self._run(script, stdin, timeout_s=timeout_s, limit_bytes=MAX_ANSWER_BYTES)
         return Answer.said(result.stdout, result.stderr, result.status)
 
     def look_script(self, script: str) -> Answer:
@@ -70,7 +70,7 @@ class ShellConsole(Console):
         script = f"[ -e {shlex.quote(path)} ] || exit {_STATUS_OF_NOTHING}; head -c {limit_bytes + 1} {shlex.quote(path)}"
         for pause_s in _PAUSES_S:
             try:
-                result = self.link.run(script, timeout_s=120.0, limit_bytes=limit_bytes + 64, sentinel=True)
+                result = self._run(script, limit_bytes=limit_bytes + 64)
                 if result.status in (0, _STATUS_OF_NOTHING) or pause_s is None:
                     break
             except LinkLost:
@@ -126,6 +126,17 @@ class ShellConsole(Console):
 
     def close(self) -> None:
         """See `Console.close`: nothing is held."""
+
+    def _run(self, script: str, stdin: bytes = b"", *, timeout_s: float = 120.0, limit_bytes: int) -> Result:
+        try:
+            return self.link.run(script, stdin, timeout_s=timeout_s, limit_bytes=limit_bytes, sentinel=True)
+        except LinkLost as error:
+            if REFUSAL not in error.message:
+                raise
+            raise KeyLimited(
+                "the host runs nothing but the agent for our key, which is not what was agreed on",
+                hint="somebody has linked it with --restrict for the same key: link it from here again, as you want it",
+            ) from None
 
     def _change(self, script: str, doing: str, data: bytes = b"") -> None:
         answer = self.run(f"{{ {script}; }} 2>&1", stdin=data)

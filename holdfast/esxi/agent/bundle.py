@@ -23,9 +23,21 @@ from typing import Final, Literal
 from holdfast.esxi.agent.frames import READY
 from holdfast.esxi.agent.gate import LEVELS
 
-__all__ = ["Level", "Pin", "bootstrap_command", "pin_in", "pinned_command", "program", "program_hash"]
+__all__ = [
+    "REFUSAL",
+    "Level",
+    "Pin",
+    "bootstrap_command",
+    "pin_in",
+    "pinned_command",
+    "program",
+    "program_hash",
+]
 
 Level = Literal["backup", "restore", "in-place"]
+
+REFUSAL: Final = "this key runs one version of the agent of Holdfast, and nothing else"
+"""What a host says to whoever asks for anything else."""
 
 _MODULES: Final = (
     ("holdfast.chunker", "aligned_plain"),
@@ -54,9 +66,10 @@ _BOOTSTRAP: Final = (
 _PINNED: Final = (
     "import sys,zlib,hashlib;i=sys.stdin.buffer;o=sys.stdout.buffer;"
     f'o.write(("\\n{READY.decode()} %d.%d @LEVEL @HASH\\n"%sys.version_info[:2]).encode());o.flush();'
-    f'n=abs(int((i.readline(100).split()or[b"0"])[0]));d=i.read(min(n,{_MAX_PROGRAM_BYTES}));'
+    "h=i.readline(100).split();n=int(h[0])if h and h[0].isdigit()else 0;"
+    f"d=i.read(min(n,{_MAX_PROGRAM_BYTES}));"
     f'd=zlib.decompressobj().decompress(d,{_MAX_PROGRAM_BYTES})if d else b"";'
-    'hashlib.sha256(d).hexdigest()=="@HASH"or sys.exit("this key runs one version of the agent of Holdfast, and nothing else");'
+    f'hashlib.sha256(d).hexdigest()=="@HASH"or sys.exit("{REFUSAL}");'
     'exec(compile(d,"holdfast-agent","exec"),{"__name__":"__main__","LEVEL":"@LEVEL"})'
 )
 _PIN: Final = re.compile(r"\d+\.\d+ ([a-z-]{1,20}) ([0-9a-f]{64})")

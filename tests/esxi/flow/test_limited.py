@@ -62,6 +62,12 @@ def test_the_key_is_good_for_nothing_else(desk: Desk, tmp_path: Path) -> None:
     assert "level 'restore'" in refused.stderr
     refused = desk.run("backup", "esxi://esx1/web1", "--via", "stream", code=59)
     assert "--via stream" in refused.stderr
+    listed = desk.config / "hosts.json"  # as one that does not know that another one has linked it since
+    listed.write_text(listed.read_text().replace('"restrict": "backup"', '"restrict": ""'))
+    assert "link it from here again" in desk.run("vms", "esx1", code=59).stderr
+    desk.link("esx1")
+    desk.run("vms", "esx1")
+    desk.link("esx1", "--restrict")
     # Whoever has the key and nothing else of ours.
     key = desk.config / "keys" / "esx1"
     known = tmp_path / "known_hosts"
