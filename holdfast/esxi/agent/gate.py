@@ -48,8 +48,10 @@ _CD_DRIVES = ("cdrom-raw", "atapi-cdrom")
 _CD_IMAGES_OF_HOST = ("/usr/lib/vmware/isoimages/", "/vmimages/tools-isoimages/")
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 _FREE_TEXT = re.compile(r"annotation|displayname|guestinfo\..*|guestos\..*|guest\..*|tools\..*")
-# Would give the VM devices of the host, or start it from a state that was made up.
-_NOT_REGISTERED = re.compile(r"pcipassthru\d.*|checkpoint\.vmstate.*|usb.*\.autoconnect\..*")
+# Would give the VM devices or services of the host, or start it from a state that was made up.
+_NOT_REGISTERED = re.compile(
+    r"pcipassthru\d.*|checkpoint\.vmstate.*|usb.*\.autoconnect\..*|vmci\d*\.(?:unrestricted|filter.*)"
+)
 # In these, what is a slash, a dot or a quote to us is one to the host.
 _ENCODING = re.compile(
     r"utf-8|us-ascii|windows-\d{3,4}|iso-8859-\d{1,2}|gbk|gb2312|gb18030|big5|shift_jis|euc-(?:jp|kr|cn|tw)"

@@ -300,7 +300,7 @@ def test_a_vmx_of_the_vms_own_passes(line: str) -> None:
         'ide0:0.fileName = "/vmfs/devices/cdrom/../disks/naa.1"\nide0:0.deviceType = "cdrom-raw"',
         'serial0.fileName = "/etc/ssh/keys-root/authorized_keys"', 'workingDir = "/vmfs/volumes/5a/web1"',
         'sched.swap.dir = "/tmp"', 'extendedConfigFile = "../web1/web1.vmx"', 'pciPassthru0.id = "00000:003:00.0"',
-        'checkpoint.vmState = "made-up.txt"', 'usb.autoConnect.device0 = "vid:0781"', '.encoding = "UTF-7"',
+        'checkpoint.vmState = "made-up.txt"', 'usb.autoConnect.device0 = "vid:0781"', '.encoding = "UTF-7"', 'vmci0.unrestricted = "TRUE"',
         'nvram = "a"\nNVRAM = "b"', "no line of a vmx", 'nvram = "a" x', 'a b = "c"', 'nvram = "a"b"',
     ],
 )  # fmt: skip
