@@ -2,9 +2,7 @@
 
 The only module that knows mfusepy (and through it libfuse 3, or 2 where that is all there is). It decides nothing but
 what FUSE lets one decide: that the kernel may keep what it has read, since a path means the same bytes for as long as
-the mount lives; how long it may believe that a name is there; and that a failure has an `errno`. Only what a reader from
-front to back has left behind is taken from it again: whoever reads a disk of a terabyte once should not have all of the
-machine's memory filled with it, and on a virtual machine fresh pages cost more than what is read into them.
+the mount lives; how long it may believe that a name is there; and that a failure has an `errno`.
 
 libfuse calls from threads of its own, several at the same time.
 """
@@ -14,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import queue
 import signal
 import stat
 import tempfile
@@ -24,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from holdfast.errors import MissingLibrary, MountFailed
+from holdfast.fuse.behind import LeftBehind
 from holdfast.fuse.mountpoint import PID_ATTRIBUTE, read_in_larger_pieces
 from holdfast.fuse.view import BLOCK_BYTES
 
@@ -98,24 +96,16 @@ class _Operations:
 
     use_ns = True
 
-    def __init__(
-        self, view: View, options: MountOptions, begun: Callable[[], None], ended: Callable[[], None]
-    ) -> None:
+    def __init__(self, view: View, options: MountOptions, ready: Callable[[], None]) -> None:
         self.view = view
         self._options = options
-        self._begun = begun
-        self._ended = ended
+        self._ready = ready
         self._owner = os.geteuid(), os.getegid()
 
     def init(self, path: str) -> None:
         """The kernel has answered: the mount can be used."""
         del path
-        self._begun()
-
-    def destroy(self, path: str) -> None:
-        """It is unmounted; libfuse's handle is good for the last time."""
-        del path
-        self._ended()
+        self._ready()
 
     def getattr(self, path: str, handle: int | None = None) -> Mapping[str, int]:
         found = self.view.attributes(path, handle)
@@ -179,42 +169,6 @@ class _Operations:
     lseek = read
 
 
-class _LeftBehind:
-    """Has the kernel give up the pages of files that readers have come on in, in a thread of its own.
-
-    The kernel waits for pages that are being read, so that this is nothing for a thread that answers it. With libfuse 2, which
-    can not do that, it does nothing.
-
-    Args:
-        library: libfuse, loaded.
-        fuse: its handle of the mount, which must outlive `close`.
-    """
-
-    def __init__(self, library: ctypes.CDLL, fuse: int) -> None:
-        self._paths: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._fuse = ctypes.c_void_p(fuse)
-        self._invalidate = getattr(library, "fuse_invalidate_path", None)
-        self._thread = threading.Thread(target=self._work, name="holdfast-behind", daemon=True)
-        self._thread.start()
-
-    def add(self, path: str) -> None:
-        """Some of that file is not needed any more."""
-        if self._invalidate is not None:
-            self._paths.put(path)
-
-    def close(self) -> None:
-        """Ends the thread; after the mount has gone nothing keeps it."""
-        self._paths.put(None)
-        self._thread.join()
-
-    def _work(self) -> None:
-        while (path := self._paths.get()) is not None:
-            assert self._invalidate is not None
-            self._invalidate(
-                self._fuse, path.encode("utf-8", "surrogateescape")
-            )  # a path that has gone is no harm
-
-
 def serve(view: View, options: MountOptions, ready: Callable[[], None]) -> None:
     """Mounts, and serves until it is unmounted or the process is told to end (SIGTERM, SIGINT, SIGHUP).
 
@@ -252,7 +206,8 @@ def serve(view: View, options: MountOptions, ready: Callable[[], None]) -> None:
             return view.seek(info.contents.fh, offset, whence)
 
     started = False
-    behind: _LeftBehind | None = None
+    behind = LeftBehind(options.place)
+    view.leave_behind = behind.add
     version = mfusepy.fuse_version_major, mfusepy.fuse_version_minor
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # libfuse unmounts on those that nobody else handles
@@ -270,18 +225,7 @@ def serve(view: View, options: MountOptions, ready: Callable[[], None]) -> None:
             ready()
             threading.Thread(target=read_in_larger_pieces, args=(options.place,), daemon=True).start()
 
-        def begun() -> None:
-            nonlocal behind
-            library = mfusepy._libfuse  # noqa: SLF001 - the one that it has loaded, with its types
-            behind = _LeftBehind(library, library.fuse_get_context().contents.fuse)
-            view.leave_behind = behind.add
-            now_ready()
-
-        def ended() -> None:
-            if behind is not None:
-                behind.close()
-
-        operations = _Operations(view, options, begun, ended)
+        operations = _Operations(view, options, now_ready)
         os.dup2(said.fileno(), 2)
         code = 0
         try:
@@ -303,6 +247,7 @@ def serve(view: View, options: MountOptions, ready: Callable[[], None]) -> None:
         except RuntimeError as error:
             code = error.args[0] if error.args and isinstance(error.args[0], int) else 1
         finally:
+            behind.close()
             if not started:
                 give_back()
         if not started or code not in (0, _ENDED_BY_SIGNAL):

@@ -15,6 +15,7 @@ import re
 import select
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -40,6 +41,12 @@ _MNT_DETACH: Final = 2  # linux/fs.h
 _UMOUNT_NOFOLLOW: Final = 8
 _END_WAIT_S: Final = 30
 _READ_AHEAD_KIB: Final = 1024
+_BUSY_PAUSES: Final = 5
+_BUSY_PAUSE_S: Final = 0.1
+
+
+class MountInUse(MountFailed):
+    """A program uses what is to be unmounted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +151,16 @@ def unmount(path: str) -> None:
     stale = is_stale(place)
     server = -1 if stale else _server(place)
     try:
-        _unmount(place, lazy=stale)
+        for pauses_left in reversed(range(_BUSY_PAUSES + 1)):
+            try:
+                _unmount(place, lazy=stale)
+                break
+            except MountInUse:
+                if not pauses_left:
+                    raise
+                time.sleep(
+                    _BUSY_PAUSE_S
+                )  # our own process for what is left behind may have a file open for a moment
         if server >= 0:
             with select.epoll() as waiting:
                 waiting.register(server, select.EPOLLIN)
@@ -209,8 +225,8 @@ def _unmount(place: str, *, lazy: bool) -> None:
     raise MountFailed(f"{place} can not be unmounted: {message or f'exit code {outcome.returncode}'}")
 
 
-def _in_use(place: str) -> MountFailed:
-    return MountFailed(
+def _in_use(place: str) -> MountInUse:
+    return MountInUse(
         f"{place} is in use: a program has a file of it open, or stands in one of its folders",
         hint=f"'fuser -vm {place}' shows which one",
     )

@@ -25,9 +25,11 @@ _LEAST_STEP_BYTES: Final = MIB
 """How much one task decodes at first, so that nobody waits long for it; a quarter of the window later."""
 _MOST_AHEAD_BYTES: Final = 16 * MIB
 _SLACK_BYTES: Final = MIB
+_SLACK_REQUESTS: Final = 4
 """The kernel sends several requests at once, and they arrive in any order."""
 _SURE_AFTER_BYTES: Final = 256 * KIB
-_LEAVES_BEHIND_BYTES: Final = 64 * MIB
+_LEFT_BEHIND_BYTES: Final = 32 * MIB
+_STILL_NEAR_BYTES: Final = 32 * MIB
 
 
 class Content(Protocol):
@@ -102,18 +104,20 @@ class OpenFile:
         self._expected = 0
         self._run_bytes = 0
         self._fetched_to = 0
-        self._left_bytes = 0
+        self._began = self._left_to = 0
 
-    def leaves_behind(self) -> bool:
-        """Whether somebody who reads this file from front to back has come on by 64 MiB since this was last true.
+    def left_behind(self) -> tuple[int, int] | None:
+        """The range that somebody who reads this file from front to back has left behind, once it is long enough.
 
-        What lies behind will hardly be read again, so that it need not be kept anywhere.
+        It will hardly be read again, so that it need not be kept anywhere. Later ranges contain the earlier ones: the page
+        cache does not give up everything the first time.
         """
         with self._lock:
-            if self._run_bytes - self._left_bytes < _LEAVES_BEHIND_BYTES:
-                return False
-            self._left_bytes = self._run_bytes
-            return True
+            end = self._expected - _STILL_NEAR_BYTES
+            if self._run_bytes == 0 or end - self._left_to < _LEFT_BEHIND_BYTES:
+                return None
+            self._left_to = end
+            return self._began, end
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Fills the buffer from `offset` on as far as the file goes; returns how many bytes that are.
@@ -165,8 +169,9 @@ class OpenFile:
         assert source is not None
         assert self._content is not None
         with self._lock:
-            if abs(start - self._expected) > _SLACK_BYTES:
-                self._run_bytes = self._left_bytes = 0
+            if abs(start - self._expected) > max(_SLACK_BYTES, _SLACK_REQUESTS * (end - start)):
+                self._run_bytes = 0
+                self._began = self._left_to = start
                 self._expected = self._fetched_to = end
                 return
             self._run_bytes += end - start

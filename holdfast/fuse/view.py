@@ -87,7 +87,7 @@ class View:
         shared: whether other users than the one who has mounted it may read it.
 
     Attributes:
-        leave_behind: called with the path of a file whenever a reader from front to back has come on by much.
+        leave_behind: called with the path of a file and a range (start, end) that a reader from front to back needs no more.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class View:
         self._open: dict[int, tuple[str, OpenFile]] = {}
         self._next_handle = 1
         self._told: set[str] = set()
-        self.leave_behind: Callable[[str], None] | None = None
+        self.leave_behind: Callable[[str, int, int], None] | None = None
 
     # --- folders
 
@@ -237,8 +237,9 @@ class View:
         path, opened = self._opened(handle)
         with self._explaining(path, offset, len(buffer)):
             count = opened.read_into(offset, buffer)
-        if opened.leaves_behind() and self.leave_behind is not None:
-            self.leave_behind(path)
+        left = opened.left_behind()
+        if left is not None and self.leave_behind is not None:
+            self.leave_behind(path, *left)
         return count
 
     def seek(self, handle: int, offset: int, whence: int) -> int:

@@ -179,16 +179,20 @@ def test_nothing_is_read_ahead_for_whoever_jumps_about(view: View, library: Memo
 def test_what_is_left_behind_is_told_of_whoever_reads_on_only(view: View, library: MemoryLibrary) -> None:
     disk = bytes(200 << 20)
     library.show(make_point(1, disks={"d.raw": disk}), d=disk)
-    told: list[str] = []
-    view.leave_behind = told.append
+    told: list[tuple[str, int, int]] = []
+    view.leave_behind = lambda *what: told.append(what)
     path = FOLDER + "/d.raw"
     handle = view.open(path)
     for at in range(0, len(disk), 1 << 20):
         read(view, handle, at, 1 << 20)
-    assert told == [path] * 3
+    assert told == [(path, 0, end << 20) for end in (32, 64, 96, 128, 160)]
+    told.clear()
     for at in range(0, len(disk), 1 << 20):
         read(view, handle, (at * 7 + (5 << 20)) % len(disk), 1 << 20)
-    assert told == [path] * 3
+    assert told == []
+    for at in range(100 << 20, 170 << 20, 1 << 20):
+        read(view, handle, at, 1 << 20)
+    assert told == [(path, 100 << 20, 132 << 20)]
     view.close(handle)
 
 
