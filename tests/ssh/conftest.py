@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "tests" / "repo"))  # `rig` makes disks
 
 from tests.ssh.sshd import Sshd  # noqa: E402
 
