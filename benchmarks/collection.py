@@ -88,7 +88,7 @@ def _plan(path: str) -> dict[str, Any]:
             Candidate(
                 bytes(point.id),
                 point.manifest.time,
-                point.manifest.received_ms // 1000,
+                point.received_ms // 1000,
                 point.manifest.vm_uuid,
                 point.id in pinned,
                 0,

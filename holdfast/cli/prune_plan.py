@@ -84,7 +84,7 @@ def _candidates(repository: Repository, points: Sequence[Point], policy: Policy,
         Candidate(
             id=point.id,
             time=point.manifest.time,
-            received=point.manifest.received_ms // 1000,
+            received=point.received_ms // 1000,
             vm_uuid=point.manifest.vm_uuid,
             pinned=point.id in pinned,
             labels=point.manifest.labels,

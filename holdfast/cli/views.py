@@ -36,7 +36,7 @@ def point_json(point: Point) -> dict[str, Json]:
         "vm_uuid": manifest.vm_uuid,
         "kind": manifest.kind,
         "time": format_time(manifest.time),
-        "received": format_time(manifest.received_ms // 1000),
+        "received": format_time(point.received_ms // 1000),
         "host": manifest.host,
         "labels": dict(manifest.labels),
         "disks": [disk_json(disk) for disk in manifest.disks],

@@ -58,6 +58,7 @@ from holdfast.repo.format.rows import (
     VerifiedBy,
 )
 from holdfast.repo.index import Batch, Collection, Committed, IndexFigures, PointChange, Swept
+from holdfast.repo.receipts import Receipts
 from holdfast.units import GIB, KIB, MIB
 
 __all__ = ["LmdbIndex"]
@@ -75,8 +76,10 @@ _NEXT_PACK: Final = b"next_pack"
 _EPOCH: Final = b"epoch"
 _HEAD: Final = b"head"
 _VERSION: Final = b"version"
-INDEX_VERSION: Final = 1
+INDEX_VERSION: Final = 2
 """Of the tables and their rows; an index of another version is rebuilt from the packs."""
+_VERSIONS: Final = (1, INDEX_VERSION)
+"""That are read. In an index of version 1 no row of `points` says when its point was received."""
 _DIGEST: Final = b"points"
 _COLLECTED: Final = "collected"
 _MARKS: Final = "marks"
@@ -214,13 +217,21 @@ class LmdbIndex:
         folder: of the environment; made if `create`.
         repository: whose index it must be.
         read_only: for media that can not be written: no locks, no changes.
+        receipts: tells when each point that is listed was received; None: its row says.
     """
 
     def __init__(
-        self, folder: str, repository: RepositoryId, *, create: bool = False, read_only: bool = False
+        self,
+        folder: str,
+        repository: RepositoryId,
+        *,
+        create: bool = False,
+        read_only: bool = False,
+        receipts: Receipts | None = None,
     ) -> None:
         self._folder = folder
         self._read_only = read_only
+        self._receipts = receipts
         self._pid = os.getpid()
         self._closed = False
         self._known_packs: dict[PackId, int] = {}
@@ -285,7 +296,7 @@ class LmdbIndex:
             if txn.get(_REPOSITORY, db=self._meta) != repository:
                 raise DamagedIndex("the index belongs to another repository, or is damaged")
             version = rows.decode_counter(_VERSION, txn.get(_VERSION, b"", db=self._meta))
-            if version != INDEX_VERSION:
+            if version not in _VERSIONS:
                 raise DamagedIndex(
                     f"the index has version {version}, this Holdfast uses version {INDEX_VERSION}"
                 )
@@ -431,6 +442,8 @@ class LmdbIndex:
     def commit(self, batch: Batch) -> Committed:
         """See `Index.commit`."""
         self._check_not_replaced()
+        if batch.point is not None and self._receipts is not None:
+            batch = replace(batch, point=self._received(batch.point, self._receipts))
         with _translated("committing", self._folder), self._begin(write=True) as txn:
             try:
                 committed = self._apply(txn, batch)
@@ -444,6 +457,16 @@ class LmdbIndex:
         if batch.point is not None or batch.changes:
             self._write_head(number)
         return committed
+
+    def _received(self, point: PointRow, receipts: Receipts) -> PointRow:
+        """The row with the time of receipt. Outside of the transaction: it is synced before that begins."""
+        with _translated("listing a restore point"), self._begin() as txn:
+            if txn.get(point.id, db=self._points) is not None:
+                return point
+        noted_ms = receipts.receive(
+            point.id, lambda: [(row.id, row.received_ms) for row in self.points() if row.id != point.id]
+        )
+        return replace(point, received_ms=noted_ms)
 
     def _apply(self, txn: lmdb.Transaction[bytes], batch: Batch) -> Committed:
         if batch.session is not None:
@@ -576,6 +599,8 @@ class LmdbIndex:
             return
         digest = self._digest(txn).toggled(point.id, 1)
         txn.put(_DIGEST, rows.encode_points_digest(_DIGEST, digest), db=self._meta)
+        if point.received_ms:  # programs that do not know such rows refuse the index from now on
+            txn.put(_VERSION, rows.encode_counter(_VERSION, INDEX_VERSION), db=self._meta)
         txn.put(point.id, rows.encode_point_row(point), db=self._points)
 
     def _change_point(self, txn: lmdb.Transaction[bytes], change: PointChange) -> None:

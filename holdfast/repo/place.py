@@ -7,6 +7,7 @@ over there. `place_of` chooses by the address, and is the only one who looks at 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -17,6 +18,7 @@ from holdfast.repo.format.config import Config
 from holdfast.repo.index import Index
 from holdfast.repo.lmdb_index import LmdbIndex
 from holdfast.repo.packs import LocalPackStore, PackStore
+from holdfast.repo.receipts import ReceiptFile
 from holdfast.ssh.address import parse_place
 
 __all__ = ["LocalPlace", "Place", "place_of"]
@@ -91,12 +93,17 @@ class Place(Protocol):
 
 
 class LocalPlace:
-    """A folder of this machine."""
+    """A folder of this machine.
+
+    Args:
+        clock: Unix seconds; tells when restore points are received.
+    """
 
     is_far = False
 
-    def __init__(self, folder: RepositoryFolder) -> None:
+    def __init__(self, folder: RepositoryFolder, clock: Callable[[], float] = time.time) -> None:
         self._folder = folder
+        self._clock = clock
         self.path = folder.path
         self.store: PackStore = LocalPackStore(folder.packs)
         self.create = folder.create
@@ -121,14 +128,22 @@ class LocalPlace:
         """See `Place.open_index`."""
         path, outside = self._folder.index_folder(repository)
         writable = not read_only and (outside or self._folder.is_writable())
-        return LmdbIndex(path, repository, read_only=not writable)
+        receipts = self._receipts(repository) if writable else None
+        return LmdbIndex(path, repository, read_only=not writable, receipts=receipts)
+
+    def _receipts(self, repository: RepositoryId, *, rebuilding: bool = False) -> ReceiptFile:
+        writable = self._folder.is_writable()
+        return ReceiptFile(
+            self._folder.packs, repository, self._clock, writable=writable, rebuilding=rebuilding
+        )
 
     @contextlib.contextmanager
     def replacing_index(self, repository: RepositoryId) -> Iterator[Index]:
         """See `Place.replacing_index`."""
         path, _ = self._folder.index_folder(repository)
         with self._folder.replacing_index(path) as fresh:
-            index = LmdbIndex(fresh, repository, create=True)
+            receipts = self._receipts(repository, rebuilding=True)
+            index = LmdbIndex(fresh, repository, create=True, receipts=receipts)
             try:
                 yield index
             finally:

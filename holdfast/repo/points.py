@@ -25,10 +25,20 @@ _TIME_START: Final = re.compile(r"\d{4}-\d\d")
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A restore point: its id and its manifest."""
+    """A restore point: its id and its manifest.
+
+    Args:
+        noted_ms: see `PointRow.received_ms`.
+    """
 
     id: PointId
     manifest: Manifest
+    noted_ms: int = 0
+
+    @property
+    def received_ms(self) -> int:
+        """When the repository took it in, Unix milliseconds: by its own clock if it has noted that, else as the backup claims."""
+        return self.noted_ms or self.manifest.received_ms
 
     @property
     def short_id(self) -> str:
@@ -45,7 +55,7 @@ def open_point(row: PointRow, opener: Opener) -> Point:
     """
     text = open_manifest(row, opener)
     try:
-        return Point(row.id, decode_manifest(text))
+        return Point(row.id, decode_manifest(text), row.received_ms)
     except DamagedData as error:
         raise _damaged(row, error) from None
 

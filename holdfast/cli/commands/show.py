@@ -44,7 +44,7 @@ def _print(point: Point) -> None:
             ("vm", manifest.vm_name),
             ("uuid", manifest.vm_uuid),
             ("time", format_time(manifest.time)),
-            ("received", format_time(manifest.received_ms // 1000)),
+            ("received", _received(point)),
             ("kind", "VM folder" if manifest.kind == "vm" else "single disk"),
             ("origin", f"{manifest.origin} on {manifest.host}"),
             ("labels", " ".join(f"{key}={value}" for key, value in manifest.labels) or "none"),
@@ -104,6 +104,11 @@ def _print(point: Point) -> None:
         )
     for warning in manifest.warnings:
         say(f"warning: {warning}")
+
+
+def _received(point: Point) -> str:
+    when = format_time(point.received_ms // 1000)
+    return when if point.noted_ms else f"{when} (as the backup says: it was not noted then)"
 
 
 def _time(mtime_ns: int) -> str:

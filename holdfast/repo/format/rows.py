@@ -124,6 +124,7 @@ class PointRow:
         pinned: never removed by a policy.
         pack: the pack whose id seeds the header's checksum.
         record: header and payload, as they stand in that pack.
+        received_ms: when the side where the index lies took it in, Unix milliseconds; 0 if only the manifest says.
     """
 
     id: PointId
@@ -131,6 +132,7 @@ class PointRow:
     pinned: bool
     pack: PackId
     record: bytes
+    received_ms: int = 0
 
 
 class MarkTimes(NamedTuple):
@@ -185,6 +187,8 @@ _CRC: Final = struct.Struct("<I")
 _MARK_TIMES: Final = struct.Struct("<QQ")
 _NUMBER: Final = struct.Struct(">I")
 _EPOCH: Final = struct.Struct("<I")
+_RECEIVED: Final = 4
+"""Flag of a row of `points`: it says when the point was received. Rows that were written before do not."""
 
 
 def _sealed(key: bytes, body: bytes) -> bytes:
@@ -299,7 +303,9 @@ def decode_pack_row(key: bytes, value: bytes) -> PackRow:
 
 def encode_point_row(row: PointRow) -> bytes:
     """The row of a restore point."""
-    return _sealed(row.id, bytes([row.hidden | row.pinned << 1]) + row.pack + row.record)
+    flags = row.hidden | row.pinned << 1 | (_RECEIVED if row.received_ms else 0)
+    received = _COUNTER.pack(row.received_ms) if row.received_ms else b""
+    return _sealed(row.id, bytes([flags]) + row.pack + received + row.record)
 
 
 def decode_point_row(key: bytes, value: bytes) -> PointRow:
@@ -309,10 +315,17 @@ def decode_point_row(key: bytes, value: bytes) -> PointRow:
         DamagedIndex: the row is damaged.
     """
     body = _opened(key, value, "points")
-    if len(key) != ID_BYTES or len(body) < 1 + PACK_ID_BYTES:
+    start = 1 + PACK_ID_BYTES
+    record = start + (_COUNTER.size if body and body[0] & _RECEIVED else 0)
+    if len(key) != ID_BYTES or len(body) < record:
         raise DamagedIndex("a row of the index (points) has a wrong length")
     return PointRow(
-        PointId(RecordId(bytes(key))), bool(body[0] & 1), bool(body[0] & 2), PackId(body[1:17]), body[17:]
+        PointId(RecordId(bytes(key))),
+        bool(body[0] & 1),
+        bool(body[0] & 2),
+        PackId(body[1:start]),
+        body[record:],
+        int(_COUNTER.unpack(body[start:record])[0]) if record > start else 0,
     )
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
@@ -117,6 +118,7 @@ class FarSide:
         read: the next bytes from the client; empty at the end.
         write: sends all bytes to the client.
         hosted: a repository that is open already (tests); usually the client names one.
+        clock: Unix seconds, of this side.
     """
 
     def __init__(
@@ -125,11 +127,12 @@ class FarSide:
         write: Callable[[bytes], None],
         rights: Rights | None = None,
         hosted: Hosted | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._read = read
         self._write = write
         self._rights = rights or Rights()
-        self._place = FarPlace(self._rights)
+        self._place = FarPlace(self._rights, clock)
         if hosted is not None:
             self._place.hosted = hosted
         self._writing = threading.Lock()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -56,10 +57,15 @@ class Hosted:
 
 
 class FarPlace:
-    """See the module. Requests are handled one at a time."""
+    """See the module. Requests are handled one at a time.
 
-    def __init__(self, rights: Rights) -> None:
+    Args:
+        clock: Unix seconds, of this side: nothing that a client says of time is believed.
+    """
+
+    def __init__(self, rights: Rights, clock: Callable[[], float] = time.time) -> None:
         self._rights = rights
+        self._clock = clock
         self._place: LocalPlace | None = None
         self._proofs: Proofs = NoProofs()
         self._locks: dict[int, contextlib.ExitStack] = {}
@@ -95,14 +101,14 @@ class FarPlace:
     def _open(self, request: m.Message) -> m.Message:
         assert isinstance(request, m.Open)
         self._require_unused()
-        return self._opened(LocalPlace(RepositoryFolder(self._rights.path(request.path))))
+        return self._opened(LocalPlace(RepositoryFolder(self._rights.path(request.path)), self._clock))
 
     def _create(self, request: m.Message) -> m.Message:
         assert isinstance(request, m.Create)
         self._require_unused()
         if len(request.config) > MAX_CONFIG_BYTES:
             raise ProtocolError("the configuration is too long")
-        place = LocalPlace(RepositoryFolder(self._rights.path(request.path)))
+        place = LocalPlace(RepositoryFolder(self._rights.path(request.path)), self._clock)
         place.create(decode_config(request.config))
         return self._opened(place)
 
@@ -196,7 +202,7 @@ class FarPlace:
             raise ProtocolError("the index is being rebuilt")
         self._close_index()
         index = place.open_index(place.read_config().config.id, read_only=self._rights.read_only)
-        self.hosted.use_index(FarIndex(index, self._proofs, self._rights))
+        self.hosted.use_index(FarIndex(index, self._proofs, self._rights, self._clock))
         return m.Done()
 
     def _close_index_asked(self, request: m.Message) -> m.Message:
@@ -220,7 +226,7 @@ class FarPlace:
         with contextlib.ExitStack() as stack:
             index: Index = stack.enter_context(place.replacing_index(place.read_config().config.id))
             self._rebuilding = stack.pop_all()
-        self.hosted.use_index(FarIndex(index, NoProofs(), self._rights))
+        self.hosted.use_index(FarIndex(index, NoProofs(), self._rights, self._clock))
         return m.Done()
 
     def _end_rebuild(self, request: m.Message) -> m.Message:

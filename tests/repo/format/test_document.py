@@ -24,7 +24,7 @@ from holdfast.repo import keys as k
 from holdfast.repo import lmdb_index
 from holdfast.repo.backup import vm_identity
 from holdfast.repo.codec import Sealer
-from holdfast.repo.format import canonical, config, manifest, mark, node, record, rows
+from holdfast.repo.format import canonical, config, manifest, mark, node, receipt, record, rows
 from holdfast.repo.format.canonical import Json
 from holdfast.repo.format.record import Codec, Kind, RecordHeader
 
@@ -395,6 +395,16 @@ def test_mark(tables: Tables) -> None:
     assert [row["action"].strip("`") for row in tables["actions"]] == list(get_args(mark.Action))
 
 
+def test_receipt(tables: Tables) -> None:
+    data = receipt.encode_receipt(RepositoryId(b"R" * 16), PointId(RecordId(b"p" * 32)), 1_700_000_000_123)
+    assert read(tables["receipt"], data) == {
+        "point": b"p" * 32,
+        "received_ms": 1_700_000_000_123,
+        "crc": zlib.crc32(b"R" * 16 + data[:40]),
+    }
+    assert receipt.BEGINNING == HOLE_ID
+
+
 def test_associated_data_of_a_slot(tables: Tables) -> None:
     made = sample_config(encrypted=True)
     assert made.encryption is not None
@@ -419,13 +429,15 @@ def test_rows(tables: Tables) -> None:
         "id": PACK, "state": 2, "verified_by": 3, "reserved": bytes(2), "records": 12, "dead_records": 17, "committed_bytes": 11, "live_bytes": 13,
         "dead_bytes": 14, "created": 15, "verified": 16, "crc": zlib.crc32(rows.pack_key(7) + data[:-4]),
     }  # fmt: skip
-    for flags in range(4):
-        point = rows.PointRow(PointId(key), bool(flags & 1), bool(flags & 2), PACK, b"record")
+    for flags in range(8):
+        received = 1_700_000_000_123 if flags & 4 else 0
+        point = rows.PointRow(PointId(key), bool(flags & 1), bool(flags & 2), PACK, b"record", received)
         data = rows.encode_point_row(point)
-        fields = read(tables["row-points"], data, n=6)
+        fields = read(tables["row-points"], data, n=6, r=flags >> 2)
         assert fields == {
             "flags": flags,
             "pack": PACK,
+            "received_ms": received or b"",
             "record": b"record",
             "crc": zlib.crc32(key + data[:-4]),
         }
@@ -449,7 +461,8 @@ def test_meta(tables: Tables) -> None:
     }
     assert listed == written
     version = next(row for row in tables["meta"] if row["key"] == "`version`")
-    assert version["value"] == f"u64: {lmdb_index.INDEX_VERSION}"
+    assert version["value"].startswith(f"u64: {lmdb_index.INDEX_VERSION}; or 1,")
+    assert set(lmdb_index._VERSIONS) == {1, lmdb_index.INDEX_VERSION}
     counter = rows.encode_counter(b"epoch", 9)
     assert counter == struct.pack("<Q", 9) + struct.pack("<I", zlib.crc32(b"epoch" + struct.pack("<Q", 9)))
     digest = rows.encode_points_digest(b"points", rows.PointsDigest(2, b"x" * 32))

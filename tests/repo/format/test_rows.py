@@ -27,7 +27,7 @@ pack_rows = st.builds(
     PackRow, u32, half_ids.map(PackId), st.sampled_from(list(PackState)), u64, u32, u32, u64, u64, u64, u64
 )
 point_rows = st.builds(
-    PointRow, points, st.booleans(), st.booleans(), half_ids.map(PackId), st.binary(max_size=100)
+    PointRow, points, st.booleans(), st.booleans(), half_ids.map(PackId), st.binary(max_size=100), u64
 )
 session_rows = st.builds(
     SessionRow,
@@ -44,6 +44,7 @@ KEY = RecordId(bytes(range(32)))
 PLACE = Place(1, 2, 3, 4, 5, 1)
 PACK = PackRow(7, PackId(b"p" * 16), PackState.OPEN, 1, 2, 3, 4, 5, 6, 7)
 POINT = PointRow(PointId(KEY), hidden=True, pinned=False, pack=PackId(b"p" * 16), record=b"record")
+RECEIVED = PointRow(PointId(KEY), True, False, PackId(b"p" * 16), b"record", received_ms=1_700_000_000_123)
 SESSION = SessionRow(SessionId(b"s" * 16), "backup", "høst", 1, 2, 3, (PointId(KEY),))
 
 
@@ -107,6 +108,10 @@ def test_frozen_rows() -> None:
     )
     assert rows.encode_point_row(POINT).hex() == "01707070707070707070707070707070707265636f7264a9768f46"
     assert (
+        rows.encode_point_row(RECEIVED).hex()
+        == "05707070707070707070707070707070707b68e5cf8b0100007265636f726483dcf41b"
+    )
+    assert (
         rows.encode_session_row(SESSION).hex()
         == "7b22686561727462656174223a332c22686f6c6473223a5b2230303031303230333034303530363037303830393061306230633064306530663130313131323133313431353136313731383139316131623163316431653166225d2c22686f7374223a2268c3b87374222c226b696e64223a226261636b7570222c22706964223a312c2273746172746564223a327dab77b450"
     )
@@ -124,13 +129,16 @@ EVERY: list[tuple[bytes, bytes, Decode]] = [
     (KEY, rows.encode_place(KEY, PLACE), rows.decode_place),
     (rows.pack_key(7), rows.encode_pack_row(PACK), rows.decode_pack_row),
     (KEY, rows.encode_point_row(POINT), rows.decode_point_row),
+    (KEY, rows.encode_point_row(RECEIVED), rows.decode_point_row),
     (SESSION.id, rows.encode_session_row(SESSION), rows.decode_session_row),
     (b"epoch", rows.encode_counter(b"epoch", 5), rows.decode_counter),
     (b"points", rows.encode_points_digest(b"points", PointsDigest(1, KEY)), rows.decode_points_digest),
     (b"s" * 16 + KEY, rows.encode_root(b"s" * 16 + KEY), rows.check_root),
 ]
 every_row = pytest.mark.parametrize(
-    ("key", "value", "decode"), EVERY, ids=["place", "pack", "point", "session", "counter", "digest", "root"]
+    ("key", "value", "decode"),
+    EVERY,
+    ids=["place", "pack", "point", "received point", "session", "counter", "digest", "root"],
 )
 
 

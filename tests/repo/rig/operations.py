@@ -209,9 +209,7 @@ def _prune(folder: Path) -> None:
         points = repository.points()
         pinned = repository.pinned()
         candidates = [
-            Candidate(
-                p.id, p.manifest.time, p.manifest.received_ms // 1000, p.manifest.vm_uuid, p.id in pinned
-            )
+            Candidate(p.id, p.manifest.time, p.received_ms // 1000, p.manifest.vm_uuid, p.id in pinned)
             for p in points
         ]
         verdicts = plan_retention(candidates, Policy(last=1), now=2**40, zone=UTC)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable
 
 from holdfast.errors import FarSideEnded, LinkError, LinkLost
@@ -65,7 +66,7 @@ def all_gone() -> None:
 
 
 def served(
-    rights: Rights | None = None, hosted: Hosted | None = None
+    rights: Rights | None = None, hosted: Hosted | None = None, clock: Callable[[], float] = time.time
 ) -> tuple[socket.socket, threading.Thread]:
     """The near end of a socket at whose other end a far side listens, and the thread that it is."""
     near, far = socket.socketpair()
@@ -74,7 +75,7 @@ def served(
         return far.recv(limit)
 
     def work() -> None:
-        FarSide(read, far.sendall, rights, hosted).run()
+        FarSide(read, far.sendall, rights, hosted, clock).run()
         far.close()
 
     thread = threading.Thread(target=work, daemon=True)
@@ -100,13 +101,15 @@ def remote_repository(
     rights: Rights | None = None,
     password: str | None = None,
     wrap: Callable[[SocketStream], Stream] = lambda stream: stream,
+    clock: Callable[[], float] = time.time,
 ) -> Repository:
     """A repository of this machine, opened through a far side.
 
     Args:
         wrap: puts a fault between both.
+        clock: that of the far side.
     """
-    near, _ = served(rights)
+    near, _ = served(rights, clock=clock)
     place = RemotePlace(Connection(wrap(SocketStream(near)), "far"), f"ssh://far{path}", path)
     try:
         config = place.read_config().config

@@ -50,6 +50,7 @@ _THINGS = (
     (r"\.\.", "the folder above"),
     (r"\.", "the repository's folder"),
     (r"packs", "packs/"),
+    (r"packs/receipts", "the receipts"),
     (r"packs/..", "a folder of packs"),
     (r"packs/../.*\.pack", "a pack"),
     (r"index", "index/"),
