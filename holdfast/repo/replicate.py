@@ -20,19 +20,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple, Self
 
 import blake3
 
 from holdfast.disk import Machine, SourceDisk, SourceFile
-from holdfast.errors import DamagedData, DamagedPoint, PointNotFound, StorageError
-from holdfast.ids import HOLE_ID, ID_BYTES, NodeId, PointId, RecordId
+from holdfast.errors import DamagedData, DamagedPoint, HoldfastError, PointNotFound, StorageError
+from holdfast.ids import HOLE_ID, ID_BYTES, NodeId, PointId, RecordId, SessionId
 from holdfast.repo.backup import BackupOptions, DryRun, Engine, build_ingest, matching_contents
 from holdfast.repo.check import contents_of
 from holdfast.repo.codec import Sealed, Sealer
 from holdfast.repo.format.manifest import ContentTree, encode_manifest
 from holdfast.repo.format.node import FANOUT
 from holdfast.repo.format.record import RECORD_HEADER_BYTES, Kind
+from holdfast.repo.format.rows import PointRow
 from holdfast.repo.idset import IdSet
 from holdfast.repo.ingest import Content, Ingest
 from holdfast.repo.keys import Keys
@@ -47,6 +48,7 @@ from holdfast.units import MIB
 
 __all__ = [
     "Ack",
+    "Origin",
     "ReplicateOptions",
     "ReplicateReport",
     "ReplicatedPoint",
@@ -168,31 +170,73 @@ def replicate(
     return report
 
 
+class Origin(NamedTuple):
+    """Which backup made a point; all its copies have that in common, however they are cut and sealed."""
+
+    session: SessionId
+    vm_uuid: str
+    time: int
+
+    @classmethod
+    def of(cls, point: Point) -> Self:
+        """That of a point."""
+        return cls(point.manifest.session, point.manifest.vm_uuid, point.manifest.time)
+
+
 class Targets:
     """The target's points, and what has been added to them.
 
-    Where keys are the same, ids tell which points the target has: no manifest travels to find that out. Where they
-    are not, a copy has another id than its original, and the session that made it says which one it is.
+    Where keys are the same, ids tell which points the target has. Only for a point whose id it has not, the manifests
+    of those points of the target travel that the source has not: one of them may be the same point, sealed anew on its
+    way through a repository with other keys. Where keys differ, each copy has another id than its original.
     """
 
-    def __init__(self, target: Engine, *, same_keys: bool) -> None:
+    def __init__(self, source: Engine, target: Engine, *, same_keys: bool) -> None:
         self.points: list[Point] = []
+        self._source = source
+        self._target = target
         self._states: dict[object, str] = {}
+        self._unread = same_keys
         if same_keys:
             for point_id, hidden in target.index.point_states().items():
                 self._states[point_id] = "forgotten" if hidden else "listed"
             return
         for row in target.index.points():
-            point = open_point(row, target.opener)
-            self._states[point.id] = self._states[point.manifest.session] = (
-                "forgotten" if row.hidden else "listed"
-            )
+            point = self._learn(row)
             if not row.hidden:
                 self.points.append(point)
 
+    def _learn(self, row: PointRow) -> Point:
+        """Notes the origin of a point of the target; one that is listed counts more than one that was forgotten."""
+        point = open_point(row, self._target.opener)
+        state = "forgotten" if row.hidden else "listed"
+        self._states[row.id] = state
+        if self._states.get(Origin.of(point)) != "listed":
+            self._states[Origin.of(point)] = state
+        return point
+
+    def _learn_origins(self) -> None:
+        known = self._source.index.point_states()
+        while True:
+            unread = sorted(self._target.index.point_states().keys() - known.keys())
+            try:
+                rows = self._target.index.get_points(unread)
+                break
+            except PointNotFound:  # a collection has taken one a moment ago
+                continue
+        for row in rows:
+            with contextlib.suppress(
+                HoldfastError
+            ):  # what can not be read here keeps nothing from being copied
+                self._learn(row)
+
     def state(self, point: Point) -> str | None:
         """Whether the target lists a point, has forgotten it, or has none such."""
-        return self._states.get(point.id) or self._states.get(point.manifest.session)
+        known = self._states.get(point.id)
+        if known is None and self._unread:
+            self._unread = False
+            self._learn_origins()
+        return known or self._states.get(Origin.of(point))
 
     def build_upon(self, points: Sequence[Point]) -> None:
         """Names points of the source that the target may have, too: what they need is not looked at again."""
@@ -200,7 +244,7 @@ class Targets:
 
     def add(self, point: Point) -> None:
         """Notes a point that was copied."""
-        self._states[point.id] = self._states[point.manifest.session] = "listed"
+        self._states[point.id] = self._states[Origin.of(point)] = "listed"
         self.points.append(point)
 
     def base(self, point: Point) -> Point | None:

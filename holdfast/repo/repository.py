@@ -750,9 +750,9 @@ class Repository:
             )
         if not options.dry_run:
             target._require_writable()
-        there = target._engine()
+        here, there = self._engine(), target._engine()
         same = share_keys(self.unlock(), there.keys)
-        have = Targets(there, same_keys=same)
+        have = Targets(here, there, same_keys=same)
         if all(map(have.state, points)):
             listed = [have.state(point) for point in points].count("listed")
             return ReplicateReport(same, already=listed, forgotten=len(points) - listed)
@@ -760,11 +760,11 @@ class Repository:
             changes = there.index.changes()
             adopt_strays(there.store, there.index, there.home, int(_time.time()), grown=True)
             if changes != there.index.changes():
-                have = Targets(there, same_keys=same)
+                have = Targets(here, there, same_keys=same)
         with self._holding_listed("replicate", known=target) as every:
             if same:
                 have.build_upon(every)
-            return replicate(self._engine(), there, have, points, options)
+            return replicate(here, there, have, points, options)
 
     def points_beside(self, other: Repository) -> list[Point]:
         """The same as `points`; what both list is read in `other`, if that is here and this one is far."""
@@ -811,11 +811,16 @@ class Repository:
         from holdfast.repo.prove import prove
         from holdfast.repo.replicate import share_keys
 
-        same = share_keys(self.unlock(), source.unlock())
+        ours = source._index().point_states() if share_keys(self.unlock(), source.unlock()) else {}
+        same = [point for point in points if point.id in ours]
+        others = [point for point in points if point.id not in ours]  # sealed anew, or cut differently
         with self.holding("check", points):
-            return prove(
-                source._engine() if same else None, self._engine(), points, share, workers, on_progress
-            )
+            proven = prove(source._engine(), self._engine(), same, share, workers, on_progress)
+            if others:
+                sent = prove(None, self._engine(), others, share, workers, on_progress)
+                proven.records += sent.records
+                proven.fetched += sent.fetched
+        return proven
 
     def _home(self) -> Home:
         return Home(

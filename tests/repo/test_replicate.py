@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from rig.disks import KIB, MIB, content, machine_of
 from rig.engine import restored
 
 from holdfast.errors import DamagedData, StorageError, UsageError
+from holdfast.ids import PointId
 from holdfast.repo.backup import BackupOptions
+from holdfast.repo.format.manifest import encode_manifest
+from holdfast.repo.format.record import Kind
 from holdfast.repo.replicate import ReplicateOptions
 from holdfast.repo.repository import InitOptions, Repository
 
@@ -200,6 +204,50 @@ def test_three_ways(tmp_path: Path) -> None:
         same(a, b)
         same(b, c)
         same(c, a)
+
+
+@pytest.mark.parametrize("state", ["listed", "forgotten"])
+def test_what_came_sealed_anew_on_another_way_is_not_copied_again(tmp_path: Path, state: str) -> None:
+    """Two repositories of one key have both got it through one of another key, cut in different ways."""
+    with (
+        make(tmp_path / "between", "aes256-gcm") as between,
+        make(tmp_path / "a", None) as a,
+        make(tmp_path / "b", None, 32 * KIB) as b,
+    ):
+        back_up(between, list(range(1, 80)), when=1_700_000_000)
+        back_up(between, list(range(40, 120)), when=1_700_000_001)
+        for target in (a, b):
+            between.replicate(target, between.points())
+        assert {point.id for point in a.points()}.isdisjoint(point.id for point in b.points())
+        if state == "forgotten":
+            b.forget(b.points())
+        back_up(a, [1, 2, 3], when=1_700_000_002)
+        report = a.replicate(b, a.points())
+        assert report.same_keys
+        assert (len(report.copied), report.already + report.forgotten) == (1, 2)
+        assert len(b.points()) == (3 if state == "listed" else 1)
+        if state == "listed":
+            same(a, b)
+            again = b.replicate(a, b.points())
+            assert (again.copied, again.already) == ([], 3)
+
+
+def test_a_point_of_another_vm_is_no_copy_though_it_names_the_same_session(alike: Pair) -> None:
+    """Somebody who may add to the target keeps nothing out of it with another VM's point."""
+    source, target = alike
+    back_up(source, [1, 2, 3])
+    (good,) = source.points()
+    back_up(target, [9, 9, 9], "other")
+    (other,) = target.points()
+    forged = encode_manifest(replace(other.manifest, session=good.manifest.session))
+    forged_id = PointId(target.unlock().record_id(Kind.MANIFEST, forged))
+    session = target._short_session("backup")
+    session.begin()
+    session.commit_point(forged_id, forged)
+    session.close(keep=False)
+    assert len(target.points()) == 2
+    assert len(source.replicate(target, source.points()).copied) == 1
+    same(source, target)
 
 
 def test_into_itself_is_refused(alike: Pair) -> None:
