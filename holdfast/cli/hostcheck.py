@@ -86,6 +86,11 @@ def check_host(session: HostSession, *, clean: bool, tell: Callable[[str], None]
             agent_present=False,
             warnings=(f"{error.message}: nothing of it could be looked at; {error.hint}",),
         )
+    if level != session.record.restrict:
+        warnings.append(
+            f"{session.name} has our key on level '{level}', not '{session.record.restrict}' as was agreed on: "
+            "link it again, as you want it"
+        )
     version = view.version()
     if version.major < 6 or (version.major, version.minor) < (6, 5):
         warnings.append(f"{session.name} runs ESXi {version}; 6.5 is the oldest that is meant to work")

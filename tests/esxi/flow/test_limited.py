@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from holdfast.errors import KeyLimited
+from holdfast.esxi.agent import frames
 from holdfast.esxi.agent.bundle import program_hash
+from holdfast.esxi.agent_console import AgentConsole
+from holdfast.esxi.host import HostSession
+from holdfast.esxi.hosts import HostBook
 
 if TYPE_CHECKING:
     from tests.esxi.flow.conftest import Desk
@@ -55,7 +60,7 @@ def test_backup_and_restore_go_on_as_with_a_shell(desk: Desk, tmp_path: Path) ->
 
 def test_the_key_is_good_for_nothing_else(desk: Desk, tmp_path: Path) -> None:
     host = desk.host
-    host.add_vm("web1", disks=[8 * MIB], running=True)
+    vm = host.add_vm("web1", disks=[8 * MIB], running=True)
     desk.link("esx1", "--restrict")
     desk.run("backup", "esxi://esx1/web1")
     refused = desk.run("restore", "web1@latest", "esxi://esx1/datastore1/back", code=59)
@@ -68,6 +73,31 @@ def test_the_key_is_good_for_nothing_else(desk: Desk, tmp_path: Path) -> None:
     desk.link("esx1")
     desk.run("vms", "esx1")
     desk.link("esx1", "--restrict")
+    # Whoever speaks the agent's language.
+    host.snapshot(vm, "by hand")
+    number = str(host.vm("web1").snapshots[0]["id"])
+    book = HostBook(str(desk.config))
+    with HostSession(book, book.get("esx1")) as session:
+        assert isinstance(session.console, AgentConsole)
+        for words in (
+            ("vim-cmd", "vmsvc/snapshot.remove", str(vm.vmid), number),
+            ("vim-cmd", "vmsvc/snapshot.removeall", str(vm.vmid)), ("vim-cmd", "vmsvc/destroy", str(vm.vmid)),
+            ("sh", "-c", "id"), ("vim-cmd", "solo/registervm", vm.vmx),
+        ):  # fmt: skip
+            with pytest.raises(KeyLimited):
+                session.console.act(words, "stealing")
+        for path in (
+            "/etc/shadow",
+            f"{vm.folder}/../../../../etc/shadow",
+            "/vmfs/volumes/datastore1/../../../etc/shadow",
+        ):
+            with pytest.raises(KeyLimited):
+                list(
+                    session.console.link.ask(frames.READ, json.dumps({"path": path, "limit": 9999}).encode())
+                )
+        with pytest.raises(KeyLimited):
+            session.console.link.open(f"{vm.folder}/web1-flat.vmdk", writable=True)
+    assert [one["name"] for one in host.vm("web1").snapshots] == ["by hand"]
     # Whoever has the key and nothing else of ours.
     key = desk.config / "keys" / "esx1"
     known = tmp_path / "known_hosts"
@@ -116,6 +146,8 @@ def test_another_version_has_to_be_linked_again(desk: Desk) -> None:
     assert (checked["restrict"], checked["agent_present"]) == ("backup", False)
     desk.link("esx1", "--restrict")
     desk.run("backup", "esxi://esx1/web1")
+    listed.write_text(listed.read_text().replace('"restrict": "backup"', '"restrict": "restore"'))
+    assert "not 'restore' as was agreed on" in desk.run("host", "check", "esx1", code=100).stderr
     # Somebody has given it a shell again: that is told, and not used.
     place.write_text(re.sub(r'restrict,command="(?:[^"\\]|\\.)*" ', "", place.read_text()))
     refused = desk.run("vms", "esx1", code=59)
