@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from holdfast.errors import MissingLibrary, MountFailed
 from holdfast.fuse.behind import LeftBehind
-from holdfast.fuse.mountpoint import PID_ATTRIBUTE, read_in_larger_pieces
+from holdfast.fuse.mountpoint import OPEN_ATTRIBUTE, PID_ATTRIBUTE, read_in_larger_pieces
 from holdfast.fuse.view import BLOCK_BYTES
 
 if TYPE_CHECKING:
@@ -137,6 +137,8 @@ class _Operations:
         del rest
         if name == PID_ATTRIBUTE and path == "/":
             return str(os.getpid()).encode()
+        if name == OPEN_ATTRIBUTE and path == "/":
+            return str(self.view.open_files).encode()
         if name == _POINT_ATTRIBUTE:
             point = self.view.point_of(path)
             if point is not None:
@@ -145,7 +147,7 @@ class _Operations:
 
     def listxattr(self, path: str) -> list[str]:
         if path == "/":
-            return [PID_ATTRIBUTE]
+            return [PID_ATTRIBUTE, OPEN_ATTRIBUTE]
         return [_POINT_ATTRIBUTE] if self.view.point_of(path) is not None else []
 
     def statfs(self, path: str) -> Mapping[str, int]:

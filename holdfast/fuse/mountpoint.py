@@ -3,6 +3,9 @@
 What the kernel says (`/proc/self/mountinfo`) is what counts; no file of ours remembers a mount. A mount whose process
 was killed is still there, and every use of it fails with ENOTCONN: it is recognised by that, and can be ended like
 any other.
+
+A mount can be in several places at once: whoever has begun a mount namespace since (a container, `unshare`) has a copy of it, and
+`mount --bind` makes others. The process that serves it ends with the last of them, so copies that nobody uses are cut off.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import select
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +27,7 @@ from holdfast.errors import MountFailed, StorageError, UsageError, storage_error
 
 __all__ = [
     "FS_TYPE",
+    "OPEN_ATTRIBUTE",
     "PID_ATTRIBUTE",
     "Mounted",
     "mounted_at",
@@ -35,11 +40,15 @@ __all__ = [
 FS_TYPE: Final = "fuse.holdfast"
 PID_ATTRIBUTE: Final = "user.holdfast.pid"
 """Extended attribute of a mount's root: the process that serves it."""
+OPEN_ATTRIBUTE: Final = "user.holdfast.open"
+"""Another one: how many files are open."""
 
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 _MNT_DETACH: Final = 2  # linux/fs.h
 _UMOUNT_NOFOLLOW: Final = 8
 _END_WAIT_S: Final = 30
+_BY_ITSELF_S: Final = 1.0
+_CONNECTIONS: Final = "/sys/fs/fuse/connections"
 _READ_AHEAD_KIB: Final = 1024
 _BUSY_PAUSES: Final = 5
 _BUSY_PAUSE_S: Final = 0.1
@@ -73,16 +82,23 @@ def place_of(path: str) -> str:
 def mounted_at(place: str) -> Mounted | None:
     """What is mounted on a folder (the topmost, if there are several), or None."""
     found = None
+    for where, mounted in _mounts():
+        if where == place:
+            found = mounted
+    return found
+
+
+def _mounts() -> Iterator[tuple[str, Mounted]]:
+    """All mounts of this namespace, and where they are."""
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
             for line in file:
                 left, _, right = line.rstrip("\n").partition(" - ")
                 fields, rest = left.split(" "), right.split(" ")
-                if len(fields) > 4 and len(rest) > 1 and _plain(fields[4]) == place:
-                    found = Mounted(rest[0], _plain(rest[1]), fields[2])
+                if len(fields) > 4 and len(rest) > 1:
+                    yield _plain(fields[4]), Mounted(rest[0], _plain(rest[1]), fields[2])
     except OSError as error:
         raise storage_error(error, "reading the list of mounts") from error
-    return found
 
 
 def _plain(field: str) -> str:
@@ -133,8 +149,11 @@ def require_mountable(path: str, repository: str) -> str:
     return real
 
 
-def unmount(path: str) -> None:
+def unmount(path: str) -> str:
     """Ends a mount of ours, and waits until its process has ended. One that is stale is cleared.
+
+    Returns:
+        Why its process goes on although nothing is mounted there any more; empty if it does not.
 
     Raises:
         UsageError: nothing of ours is mounted there.
@@ -150,6 +169,7 @@ def unmount(path: str) -> None:
         place = os.path.realpath(place)
     stale = is_stale(place)
     server = -1 if stale else _server(place)
+    in_use = server >= 0 and _open_files(place) > 0
     try:
         for pauses_left in reversed(range(_BUSY_PAUSES + 1)):
             try:
@@ -161,13 +181,51 @@ def unmount(path: str) -> None:
                 time.sleep(
                     _BUSY_PAUSE_S
                 )  # our own process for what is left behind may have a file open for a moment
-        if server >= 0:
-            with select.epoll() as waiting:
-                waiting.register(server, select.EPOLLIN)
-                waiting.poll(_END_WAIT_S)
+        if server < 0 or _ended(server, _BY_ITSELF_S):
+            return ""
+        return _end_elsewhere(server, found.device, in_use=in_use)
     finally:
         if server >= 0:
             os.close(server)
+
+
+def _end_elsewhere(server: int, device: str, *, in_use: bool) -> str:
+    """Ends what is gone from its place and has copies in others; see `unmount`.
+
+    Args:
+        in_use: files of it are open. Whoever has them is in another namespace, or it could not have been unmounted.
+    """
+    copies = [where for where, mounted in _mounts() if mounted.device == device]
+    if copies:
+        return f"it is mounted on {copies[0]} as well, and served until that is unmounted, too"
+    if in_use:
+        return (
+            "programs in another mount namespace (a container) have files of it open; "
+            "it is served until that namespace ends"
+        )
+    minor = device.rpartition(":")[2]
+    with (
+        contextlib.suppress(
+            OSError
+        ),  # it has come to its end meanwhile, or there is no such file system here
+        open(f"{_CONNECTIONS}/{minor}/abort", "w", encoding="ascii") as file,
+    ):
+        file.write("1")
+    if _ended(server, _END_WAIT_S):
+        return ""
+    return "its process goes on: another mount namespace (a container) may have a copy of the mount"
+
+
+def _ended(server: int, within_s: float) -> bool:
+    with select.epoll() as waiting:
+        waiting.register(server, select.EPOLLIN)
+        return bool(waiting.poll(within_s))
+
+
+def _open_files(place: str) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        return int(os.getxattr(place, OPEN_ATTRIBUTE))
+    return 0
 
 
 def read_in_larger_pieces(place: str) -> None:

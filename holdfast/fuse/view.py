@@ -225,6 +225,11 @@ class View:
             self._open[handle] = path, OpenFile(node, content, self._ahead)
         return handle
 
+    @property
+    def open_files(self) -> int:
+        """How many files are open."""
+        return len(self._open)
+
     def close(self, handle: int) -> None:
         """Ends what `open` began."""
         with self._lock:

@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -312,6 +313,68 @@ def test_umount_says_that_it_is_in_use(repo: Path, mount: MountIt, holdfast: Hol
         assert "is in use" in outcome.stderr
     mounted.end()
     assert list(mounted.place.iterdir()) == []
+
+
+def namespace(*command: str) -> subprocess.Popen[str]:
+    """A process in a mount namespace of its own, as containers have one: when this returns, it has begun."""
+    process = subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", "; ".join((*command, "echo ready", "read end"))],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    if process.stdout.readline() != "ready\n":
+        _, said = process.communicate()
+        pytest.skip(f"needs a mount namespace, which unshare (util-linux) can not make here: {said}")
+    return process
+
+
+@pytest.mark.root
+def test_umount_ends_a_mount_that_another_namespace_has_a_copy_of(
+    repo: Path, mount: MountIt, holdfast: Holdfast
+) -> None:
+    if not Path("/sys/fs/fuse/connections").is_mount():
+        pytest.skip("needs the file system fusectl")
+    mounted = mount(repo)
+    (mounted.point("web1") / "day2.raw").read_bytes()
+    waiting = os.pidfd_open(mounted.pid)
+    other = namespace()
+    assert holdfast("umount", mounted.place).stderr == ""
+    assert select.select([waiting], [], [], 0)[0], "its process goes on"
+    os.close(waiting)
+    assert other.poll() is None
+    other.communicate("end\n")
+
+
+@pytest.mark.root
+def test_umount_leaves_what_another_namespace_uses(repo: Path, mount: MountIt, holdfast: Holdfast) -> None:
+    mounted = mount(repo)
+    file = mounted.point("web1") / "day2.raw"
+    waiting = os.pidfd_open(mounted.pid)
+    other = namespace(f"exec 3< '{file}'")
+    outcome = holdfast("umount", mounted.place, check=False)
+    assert outcome.returncode == 100
+    assert "in another mount namespace (a container) have files of it open" in outcome.stderr
+    assert list(mounted.place.iterdir()) == []
+    other.communicate("end\n")
+    from fuserig import wait_for_end
+
+    wait_for_end(waiting)
+    os.close(waiting)
+
+
+@pytest.mark.root
+def test_umount_says_where_else_it_is_mounted(
+    repo: Path, mount: MountIt, holdfast: Holdfast, tmp_path: Path
+) -> None:
+    mounted = mount(repo)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    subprocess.run(["mount", "--bind", mounted.place, copy], check=True)
+    outcome = holdfast("umount", mounted.place, check=False)
+    assert outcome.returncode == 100
+    assert f"it is mounted on {copy} as well" in outcome.stderr
+    assert any(copy.iterdir())
+    assert holdfast("umount", copy).stderr == ""
 
 
 # --- partitions
