@@ -15,10 +15,10 @@ from holdfast.errors import EXIT_WARNINGS, IntegrityError, UsageError
 from holdfast.ids import PointId
 from holdfast.repo.points import Point
 from holdfast.repo.repository import Repository
-from holdfast.repo.retention import Candidate, Policy, Verdict, age_key, plan_retention
+from holdfast.repo.retention import Candidate, Dialect, Policy, Verdict, age_key, plan_retention
 from holdfast.units import format_size, format_time
 
-__all__ = ["PrunePlan", "announce", "make_plan", "many", "plan_json"]
+__all__ = ["PrunePlan", "announce", "candidates", "make_plan", "many", "plan_json"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def make_plan(
     found = repository.points(vm)
     names = {point.manifest.vm_uuid: point.manifest.vm_name for point in found}  # the newest name counts
     points = sorted(found, key=lambda p: (names[p.manifest.vm_uuid], p.manifest.vm_uuid))
-    verdicts = plan_retention(_candidates(repository, points, policy, now), policy, now=now, zone=zone)
+    verdicts = plan_retention(candidates(repository, points, policy.dialect, now), policy, now=now, zone=zone)
     plan = PrunePlan(points, verdicts, zone_name, {}, None)
     try:
         if sizes:
@@ -78,9 +78,12 @@ def make_plan(
     return plan
 
 
-def _candidates(repository: Repository, points: Sequence[Point], policy: Policy, now: int) -> list[Candidate]:
+def candidates(
+    repository: Repository, points: Sequence[Point], dialect: Dialect, now: int
+) -> list[Candidate]:
+    """What retention needs to know of points; when they were verified only of the newest verified one of each VM."""
     pinned = repository.pinned()
-    candidates = [
+    found = [
         Candidate(
             id=point.id,
             time=point.manifest.time,
@@ -91,10 +94,10 @@ def _candidates(repository: Repository, points: Sequence[Point], policy: Policy,
         )
         for point in points
     ]
-    present = [pair for pair in zip(candidates, points, strict=True) if pair[0].time <= now]
-    present.sort(key=lambda pair: age_key(pair[0], policy.dialect), reverse=True)
+    present = [pair for pair in zip(found, points, strict=True) if pair[0].time <= now]
+    present.sort(key=lambda pair: age_key(pair[0], dialect), reverse=True)
     verified = _newest_verified(repository, [point for _, point in present])
-    return [replace(c, verified_at=verified.get(c.id, 0)) for c in candidates]
+    return [replace(c, verified_at=verified.get(c.id, 0)) for c in found]
 
 
 def _newest_verified(repository: Repository, newest_first: Sequence[Point]) -> dict[bytes, int]:

@@ -246,6 +246,10 @@ class Index(Protocol):
         """Remembers points as collected: they are never listed again, whoever finds their manifests."""
         ...
 
+    def collected(self, ids: Sequence[PointId]) -> frozenset[PointId]:
+        """Those among some ids that belong to points which were collected."""
+        ...
+
     def scan_rows(self, after: RecordId | None, limit: int) -> tuple[bytes, bytes]:
         """Up to `limit` rows of `chunks` in key order, behind `after`: the keys (32 bytes each), the values (26 each).
 

@@ -732,6 +732,13 @@ class LmdbIndex:
             for point in sorted(points):
                 txn.put(point, rows.encode_root(point), db=self._collected)
 
+    def collected(self, ids: Sequence[PointId]) -> frozenset[PointId]:
+        """See `Index.collected`."""
+        if self._collected is None:
+            return frozenset()
+        with _translated("looking up collected points"), self._begin() as txn:
+            return frozenset(point for point in ids if txn.get(point, db=self._collected) is not None)
+
     def scan_rows(self, after: RecordId | None, limit: int) -> tuple[bytes, bytes]:
         """See `Index.scan_rows`."""
         with _translated("scanning records"), self._begin() as txn:

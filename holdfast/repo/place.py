@@ -63,6 +63,10 @@ class Place(Protocol):
         """See `RepositoryFolder.is_writable`."""
         ...
 
+    def may_remove(self) -> bool:
+        """Whether what is there may be changed and removed, too: a far side may let us only add, or only read."""
+        ...
+
     def use_index(self) -> None:
         """See `RepositoryFolder.use_index`."""
         ...
@@ -123,6 +127,10 @@ class LocalPlace:
     def index_exists(self, repository: RepositoryId) -> bool:
         """See `Place.index_exists`."""
         return self._folder.index_exists(self._folder.index_folder(repository)[0])
+
+    def may_remove(self) -> bool:
+        """See `Place.may_remove`."""
+        return self._folder.is_writable()
 
     def open_index(self, repository: RepositoryId, *, read_only: bool = False) -> Index:
         """See `Place.open_index`."""

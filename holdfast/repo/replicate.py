@@ -7,7 +7,7 @@ interrupted copy is found again by the next one, and the point is listed with th
 
 Where keys differ (another password does not make them differ), contents are read, cut and sealed anew with the target's.
 
-Invariants: a record's strong hash is verified before it is appended; nothing is ever removed from the target; a point
+Invariants: a record's strong hash is verified before it is appended; nothing is ever removed from the target (`repo.mirror` may do so afterwards); a point
 that the target has (or had, and has forgotten) is not copied again. After each point both indexes are asked for the
 plain length of every record that was looked at, and must agree (`proof`).
 """

@@ -33,6 +33,7 @@ from holdfast.errors import (
     IntegrityError,
     InternalError,
     PointNotFound,
+    StorageDenied,
     StorageError,
     UnsupportedFormat,
     UsageError,
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from holdfast.repo.check import Checker, CheckReport
     from holdfast.repo.gc import CollectOptions, CollectReport
     from holdfast.repo.live import LivePoints
+    from holdfast.repo.mirror import Gone
     from holdfast.repo.prove import Proven
     from holdfast.repo.repair import Donor, RepairReport
     from holdfast.repo.replicate import ReplicateOptions, ReplicateReport
@@ -774,6 +776,22 @@ class Repository:
         rows = [row for row in other._index().points() if row.id in listed]
         missing = listed - {row.id for row in rows}
         return self._opened([*rows, *self._index().get_points(sorted(missing))])
+
+    def gone_from(self, target: Repository, points: Sequence[Point]) -> Gone:
+        """Which of all points that the target lists this repository once had and has forgotten; see `repo.mirror`."""
+        from holdfast.repo.mirror import gone_from
+        from holdfast.repo.replicate import share_keys
+
+        return gone_from(self._engine(), points, same_keys=share_keys(self.unlock(), target.unlock()))
+
+    def require_removing(self) -> None:
+        """Raises `StorageError` if restore points can not be forgotten here."""
+        self._require_writable()
+        if not self._place.may_remove():
+            raise StorageDenied(
+                f"nothing may be forgotten in {self.path}: this connection may only add restore points and read",
+                hint="leave out --mirror-retention, or use another key or account, which is allowed more",
+            )
 
     def sample(
         self,

@@ -132,6 +132,48 @@ def test_a_rate_is_kept(pair: tuple[Path, Path], done) -> None:
     assert time.monotonic() - began > 0.7
 
 
+def test_mirrored_retention(pair: tuple[Path, Path], done, holdfast) -> None:
+    a, b = pair
+    copy = ("replicate", "-r", a, "--to", b)
+    done(*copy)
+    points = done("list", "-r", a, "--json").document["points"]
+    first = {point["vm"]: point["id"] for point in points if point["time"].startswith("2026-03-01")}
+    for vm in ("web", "db"):
+        done("forget", "-r", a, f"{vm}@latest~1")
+    done("gc", "-r", a)
+    assert done(*copy, "--json").summary["mirrored"] is None
+    assert len(done("list", "-r", b, "--json").document["points"]) == 4
+
+    done("pin", "-r", b, first["db"])
+    planned = done(*copy, "--mirror-retention", "-n")
+    assert f"would forget {first['web'][:12]} web 2026-03-01T00:00:00Z, as the source has" in planned.out
+    assert (
+        f"kept {first['db'][:12]} db 2026-03-01T00:00:00Z, which the source has forgotten: pinned"
+        in planned.out
+    )
+    assert len(done("list", "-r", b, "--json").document["points"]) == 4
+    other = done(*copy, "--mirror-retention", "--vm", "db", "--json").summary["mirrored"]
+    assert [(one["vm"], one["forgotten"], one["reasons"]) for one in other] == [("db", False, ["pinned"])]
+    told = done(*copy, "--mirror-retention")
+    assert "forgot 1 restore point of the target; until 'holdfast gc' runs there" in told.out
+    done("forget", "-r", b, "--undo", first["web"])
+    assert len(done("list", "-r", b, "--json").document["points"]) == 4
+    again = done(*copy, "--mirror-retention", "--json").summary["mirrored"]
+    assert [one["id"] for one in again if one["forgotten"]] == [first["web"]]
+    assert "nothing to forget in the target" in done(*copy, "--mirror-retention", "--vm", "db").out
+
+
+def test_a_source_without_points_of_a_vm_takes_none(pair: tuple[Path, Path], done) -> None:
+    a, b = pair
+    done("replicate", "-r", a, "--to", b)
+    for point in ("web@latest", "web@latest"):
+        done("forget", "-r", a, point)
+    (one, other) = done("replicate", "-r", a, "--to", b, "--mirror-retention", "--json").summary["mirrored"]
+    assert not one["forgotten"]
+    assert one["reasons"][0] == other["reasons"][0] == "the source lists no restore point of its VM"
+    assert len(done("list", "-r", b, "--json").document["points"]) == 4
+
+
 @pytest.mark.parametrize(
     "options",
     [

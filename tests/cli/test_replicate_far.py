@@ -207,6 +207,25 @@ def test_what_is_verified_over_there_is_not_sent_back(
     assert "1 of the records that the target has are missing or damaged in the source" in half.err
 
 
+def test_mirroring_needs_the_right_to_forget(
+    a: Path, tmp_path: Path, done: Callable[..., Any], holdfast: Any, far_side: Any
+) -> None:
+    b = f"{FAR}{tmp_path / 'b'}"
+    done("init", "-r", b, "--like", a)
+    push = ("replicate", "-r", a, "--to", b, "--mirror-retention")
+    far_side("--append-only")
+    refused = holdfast(*push)
+    assert refused.code == 32
+    assert "may only add restore points and read" in refused.err
+    assert "leave out --mirror-retention" in refused.err
+    assert done("list", "-r", b, "--json").document["points"] == []
+    far_side()
+    done(*push)
+    done("forget", "-r", a, "web@latest~1")
+    mirrored = done(*push, "--json").summary["mirrored"]
+    assert [one["forgotten"] for one in mirrored] == [True]
+
+
 def test_damage_on_either_side_is_found_and_healed_from_the_other(
     a: Path, tmp_path: Path, done: Callable[..., Any], holdfast: Any
 ) -> None:

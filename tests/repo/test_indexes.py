@@ -243,6 +243,16 @@ class TestContract:
         assert [row.id for row in index.sessions()] == [sid(1)]
         assert index.sessions()[0].holds == (point(50).id,)
 
+    def test_what_was_collected_is_known(self, index: Index) -> None:
+        index.commit(Batch(None, NOW, point=point(50)))
+        index.commit(Batch(None, NOW, point=point(51, hidden=True)))
+        every = [point(number).id for number in (50, 51, 52, 53)]
+        assert index.collected(every) == frozenset()
+        index.begin_collection()
+        index.note_collected([point(53).id])
+        assert index.collected(every) == {point(51).id, point(53).id}
+        assert index.collected([]) == frozenset()
+
     def test_a_point_that_is_listed_stays_as_it_is(self, index: Index) -> None:
         """Whoever meets its manifest again knows less than the index does."""
         index.commit(Batch(None, NOW, point=point(50)))

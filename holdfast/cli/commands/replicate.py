@@ -18,6 +18,7 @@ from holdfast.units import format_size, format_time, parse_rate, parse_share, pa
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from holdfast.cli.mirroring import MirrorPlan
     from holdfast.repo.points import Point
     from holdfast.repo.prove import Proven
     from holdfast.repo.replicate import Ack, ReplicateReport
@@ -55,6 +56,11 @@ __all__ = ["command"]
 )
 @click.option("--challenge", metavar="SHARE", help="The same of a random share of it (1%).")
 @click.option("--repair", is_flag=True, help="First heal what is damaged in the target from the source.")
+@click.option(
+    "--mirror-retention",
+    is_flag=True,
+    help="Forget points in the target that the source once had and has forgotten.",
+)
 @workers_option
 @repository_options
 @click.pass_obj
@@ -73,12 +79,14 @@ def command(
     verify: bool,
     challenge: str | None,
     repair: bool,
+    mirror_retention: bool,
     workers: int | None,
 ) -> None:
     """Copy restore points into another repository, each one as a whole.
 
     Only what the other repository lacks is copied. A point appears there when all that it needs is on its disk; an
-    interrupted copy goes on where it ended. Nothing is ever removed there, and what was forgotten there stays so.
+    interrupted copy goes on where it ended. What was forgotten there stays so. Nothing is ever removed there, but
+    with --mirror-retention: then what the source has forgotten is forgotten there, too, when all else is done.
 
     Where both repositories have the same key (or none), records are copied as they are; otherwise contents are read
     and encrypted anew.
@@ -94,15 +102,22 @@ def command(
         mine = stack.enter_context(invocation.open_repository())
         other = open_other(invocation, stack, to or source or "", other_password_file)
         one, two = (mine, other) if to is not None else (other, mine)
+        if mirror_retention:
+            two.require_removing()
         points = wanted.choose(one.points_beside(two))
         healed = _repair(invocation, one, two, workers) if repair else None
         invocation.if_interrupted = "what was copied is found again by the next 'holdfast replicate'"
         report = _copy(invocation, one, two, points, dry_run, ack, rate, workers)
         verified = _verify(invocation, one, two, points, share, workers) if share else None
+        mirror = _mirror(one, two, wanted, points, report, dry_run=dry_run) if mirror_retention else None
     if invocation.json:
-        print_json(_as_json(report, verified, healed, dry_run=dry_run))
-    else:
-        _print(report, verified, healed, dry_run=dry_run)
+        print_json(_as_json(report, verified, healed, mirror, dry_run=dry_run))
+        return
+    _print(report, verified, healed, dry_run=dry_run)
+    if mirror is not None:
+        from holdfast.cli.mirroring import announce_mirror
+
+        announce_mirror(mirror, dry_run=dry_run)
 
 
 class _Wanted:
@@ -115,24 +130,31 @@ class _Wanted:
         self._labels = labels
         self._last = last
         self._since = since
+        self._vm_uuids: frozenset[str] | None = None
 
     def choose(self, points: Sequence[Point]) -> list[Point]:
         """Those of some points that are meant, oldest first."""
         from holdfast.repo.points import points_of_vm
 
         found = [point for vm in self._vms for point in points_of_vm(points, vm)] if self._vms else points
-        found = [
-            point
-            for point in {point.id: point for point in found}.values()
-            if set(self._labels) <= set(point.manifest.labels)
-            and (self._since is None or point.manifest.time >= self._since)
-        ]
+        if self._vms:
+            self._vm_uuids = frozenset(point.manifest.vm_uuid for point in found)
+        found = [point for point in {point.id: point for point in found}.values() if self._fits(point)]
         if self._last is None:
             return found
         newest: dict[str, list[Point]] = {}
         for point in found:
             newest.setdefault(point.manifest.vm_uuid, []).append(point)
         return [point for points in newest.values() for point in points[-self._last :]]
+
+    def _fits(self, point: Point) -> bool:
+        return set(self._labels) <= set(point.manifest.labels) and (
+            self._since is None or point.manifest.time >= self._since
+        )
+
+    def may_go(self, point: Point) -> bool:
+        """Whether a point of the target is among those that are meant; how many are copied does not matter for it."""
+        return self._fits(point) and (self._vm_uuids is None or point.manifest.vm_uuid in self._vm_uuids)
 
 
 def _pairs(labels: Sequence[str]) -> list[tuple[str, str]]:
@@ -229,9 +251,36 @@ def _verify(
     return _Verified(len(there), None)
 
 
+def _mirror(
+    source: Repository,
+    target: Repository,
+    wanted: _Wanted,
+    points: Sequence[Point],
+    report: ReplicateReport,
+    *,
+    dry_run: bool,
+) -> MirrorPlan:
+    """Forgets in the target what the source has forgotten, but in a dry run."""
+    from holdfast.cli.mirroring import mirror_plan
+
+    copied = {point.id for point in report.copied}
+    coming = [point for point in points if point.id in copied] if dry_run else []
+    plan = mirror_plan(source, target, wanted.may_go, coming)
+    if plan.forgotten and not dry_run:
+        target.forget(plan.forgotten)
+    return plan
+
+
 def _as_json(
-    report: ReplicateReport, verified: _Verified | None, healed: int | None, *, dry_run: bool
+    report: ReplicateReport,
+    verified: _Verified | None,
+    healed: int | None,
+    mirror: MirrorPlan | None,
+    *,
+    dry_run: bool,
 ) -> dict[str, Json]:
+    from holdfast.cli.mirroring import mirror_json
+
     proven = verified.proven if verified is not None else None
     return {
         "type": "summary",
@@ -257,6 +306,7 @@ def _as_json(
         "proven_records": proven.records if proven is not None else None,
         "fetched_records": proven.fetched if proven is not None else None,
         "healed_records": healed,
+        "mirrored": mirror_json(mirror) if mirror is not None else None,
         "duration_s": round(report.duration_s, 3),
     }
 

@@ -75,6 +75,7 @@ _ON_INDEX: Final[dict[type[m.Message], _Handler]] = {
     m.GetFigures: FarIndex.figures,
     m.BeginCollection: FarIndex.begin_collection,
     m.NoteCollected: FarIndex.note_collected,
+    m.WereCollected: FarIndex.collected,
     m.Sweep: FarIndex.sweep,
     m.Drop: FarIndex.drop,
     m.ListLost: FarIndex.lost,

@@ -255,6 +255,10 @@ class FarIndex:
         self.index.note_collected([PointId(RecordId(one)) for one in request.points])
         return m.Done()
 
+    def collected(self, request: m.WereCollected) -> m.Ids:
+        """Answers `WereCollected`."""
+        return m.Ids(tuple(self.index.collected([PointId(RecordId(one)) for one in request.ids])), more=False)
+
     def sweep(self, request: m.Sweep) -> m.Removed:
         """Answers `Sweep`."""
         swept = self.index.sweep([RecordId(one) for one in request.ids], request.before)

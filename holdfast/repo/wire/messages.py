@@ -687,6 +687,14 @@ class RemovePack(Request[Truth]):
 
 
 @dataclass(frozen=True, slots=True)
+class WereCollected(Request[Ids]):
+    """Which of some points were collected; see `Index.collected`."""
+
+    answer: ClassVar = Ids
+    ids: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class GetChanges(Request[Number]):
     """See `Index.changes`."""
 
@@ -790,6 +798,7 @@ _LAYOUTS: Final[Mapping[type[Message], tuple[int, tuple[Field, ...]]]] = {
     ReplacePackRow: (149, (U32, BLOB, BLOB)),
     RemovePack: (150, (U32,)),
     GetChanges: (151, ()),
+    WereCollected: (152, (many(_RECORD),)),
 }
 _BY_NUMBER: Final = {number: (cls, layout) for cls, (number, layout) in _LAYOUTS.items()}
 

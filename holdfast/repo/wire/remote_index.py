@@ -169,6 +169,15 @@ class RemoteIndex:
         """See `Index.note_collected`."""
         self._connection.ask(m.NoteCollected(tuple(points)))
 
+    def collected(self, ids: Sequence[PointId]) -> frozenset[PointId]:
+        """See `Index.collected`."""
+        found: set[PointId] = set()
+        for at in range(0, len(ids), _AT_ONCE):
+            asked = ids[at : at + _AT_ONCE]
+            answer = self._connection.ask(m.WereCollected(tuple(asked)))
+            found.update(PointId(RecordId(one)) for one in answer.ids)
+        return frozenset(found.intersection(ids))
+
     def sweep(self, ids: Sequence[RecordId], before: int) -> Swept:
         """See `Index.sweep`."""
         answer = self._connection.ask(m.Sweep(tuple(ids), before))

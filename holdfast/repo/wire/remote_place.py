@@ -136,6 +136,11 @@ class RemotePlace:
         """See `Place.is_writable`; as it was when the configuration was last read."""
         return self._state().writable
 
+    def may_remove(self) -> bool:
+        """See `Place.may_remove`."""
+        welcome = self.connection.welcome
+        return self.is_writable() and not welcome.append_only and not welcome.read_only
+
     def use_index(self) -> None:
         """See `Place.use_index`."""
         self.connection.ask(m.UseIndex())

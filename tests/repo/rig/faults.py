@@ -280,6 +280,9 @@ class FaultyIndex:
     def note_collected(self, points: Collection_[PointId]) -> None:
         self._faults.run("note_collected", lambda: self._index.note_collected(points))
 
+    def collected(self, ids: Sequence[PointId]) -> frozenset[PointId]:
+        return self._index.collected(ids)
+
     def scan_rows(self, after: RecordId | None, limit: int) -> tuple[bytes, bytes]:
         return self._index.scan_rows(after, limit)
 

@@ -243,6 +243,9 @@ class ModelIndex:
         with self._lock:
             self._state.collected = self._state.collected | set(points)
 
+    def collected(self, ids: Sequence[PointId]) -> frozenset[PointId]:
+        return frozenset(self._state.collected.intersection(ids))
+
     def scan_rows(self, after: RecordId | None, limit: int) -> tuple[bytes, bytes]:
         found = self.scan(after, limit)
         return b"".join(i for i, _ in found), b"".join(encode_place(i, place) for i, place in found)
