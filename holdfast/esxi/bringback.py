@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from holdfast.disk import SECTOR_BYTES, DiskInfo
-from holdfast.errors import DestinationExists, DiskFull, SourceError, StorageError, UsageError
+from holdfast.errors import DestinationExists, DiskFull, KeyLimited, SourceError, StorageError, UsageError
 from holdfast.esxi import text as texts
 from holdfast.esxi.agent.gate import MARKER
 from holdfast.esxi.agent_link import AgentLink, FarFile
@@ -258,10 +258,15 @@ def register(session: HostSession, vmx: str, name: str) -> Vm:
 
     Raises:
         SourceError: the host refuses, or does not list it afterwards.
+        KeyLimited: our key may not register it.
     """
     doing = f"registering {printable(vmx)}"
     named = () if name.startswith("-") else (name,)  # it would be an option; the VMX says the name as well
-    answer = session.console.act(("vim-cmd", "solo/registervm", vmx, *named), doing)
+    try:
+        answer = session.console.act(("vim-cmd", "solo/registervm", vmx, *named), doing)
+    except KeyLimited as error:
+        hint = f"the VM is complete in its folder: register {printable(vmx)} on the host yourself"
+        raise KeyLimited(error.message, hint=hint) from None
     number = parse_registered(answer.require(doing))
     tail = posixpath.join(*vmx.split("/")[-2:])
     for vm in session.view.vms():

@@ -50,10 +50,16 @@ def test_backup_and_restore_go_on_as_with_a_shell(desk: Desk, tmp_path: Path) ->
     assert filecmp.cmp(tmp_path / "back.raw", raw, shallow=False)
     refused = desk.run("restore", "web1@latest", "esxi://esx1/datastore1/web1 (2)", "--in-place", code=59)
     assert "HOLDFAST-INCOMPLETE.txt" in refused.stderr
+    with Path(host.path(vm.vmx)).open("a") as file:
+        file.write('pciPassthru0.id = "00000:003:00.0"\n')
+    desk.run("backup", "esxi://esx1/web1")
+    refused = desk.run("restore", "web1@latest", "esxi://esx1/datastore1/odd", "--register", code=59)
+    assert "pcipassthru0.id" in refused.stderr
+    assert "odd/web1.vmx on the host yourself" in refused.stderr
     desk.run("host", "capture", "esx1", str(tmp_path / "out.tar"))
     desk.link("esx1", "--restrict", "in-place")
     host.write(new, "scsi0:0", 5 * MIB, b"\xee" * 4096)
-    desk.run("restore", "web1@latest", "esxi://esx1/datastore1/web1 (2)", "--in-place")
+    desk.run("restore", "web1@latest~1", "esxi://esx1/datastore1/web1 (2)", "--in-place")
     host.copy_disk(new, "scsi0:0", tmp_path / "again.raw")
     assert filecmp.cmp(tmp_path / "again.raw", raw, shallow=False)
 
