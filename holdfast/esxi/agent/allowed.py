@@ -9,7 +9,8 @@ there are none (that consolidates), and of the host's questions only the one whe
 import re
 from typing import Any, Callable, List, Optional, Tuple
 
-from holdfast.esxi.agent.gate import SNAPSHOT_NAME, SNAPSHOT_NOTE, Gate, Refused
+from holdfast.esxi.agent.gate import SNAPSHOT_NAME, SNAPSHOT_NOTE, Gate
+from holdfast.esxi.agent.naming import Refused
 
 _MAX_WORDS = 10
 _MAX_WORD = 4096

@@ -47,7 +47,9 @@ _MODULES: Final = (
     ("holdfast.esxi.agent", "deflating"),
     ("holdfast.esxi.agent", "serve"),
 )
-_LIMITED_MODULES: Final = tuple(("holdfast.esxi.agent", name) for name in ("gate", "allowed", "tools"))
+_LIMITED_MODULES: Final = tuple(
+    ("holdfast.esxi.agent", name) for name in ("naming", "ownvmx", "gate", "allowed", "tools")
+)
 _MAX_PROGRAM_BYTES: Final = 1 << 20
 
 _BOOTSTRAP: Final = (

@@ -15,13 +15,14 @@ sets markers, in folders that it makes; so nothing that existed before is writte
 No descriptor of a disk is ever taken from outside: the host's own tool makes them, so none leads out of its folder.
 """
 
-import errno
 import os
 import re
 import stat
-from typing import Any, Callable, Dict, List, Optional, Set
+from typing import Any, List, Optional, Set
 
 from holdfast.esxi.agent.files import as_bytes, as_text
+from holdfast.esxi.agent.naming import CONTROL, NOT_PUT, Refused, is_descriptor, is_name, shown
+from holdfast.esxi.agent.ownvmx import MAX_VMX_BYTES, require_own_files
 
 LEVELS = ("backup", "restore", "in-place")
 MARKER = "HOLDFAST-INCOMPLETE.txt"
@@ -31,40 +32,10 @@ SNAPSHOT_NOTE = "Holdfast is backing this VM up"
 _OWN_LABELS = ("BOOTBANK", "OSDATA-", "LOCKER-")
 _OWN_LINKS = ("/bootbank", "/altbootbank", "/scratch", "/locker", "/store")
 _MAX_PATH = 4096
-_MAX_NAME = 200
 _MAX_DESCRIPTOR_BYTES = 64 << 10
 _MAX_PUT_BYTES = 128 << 20
-_MAX_VMX_BYTES = 1 << 20
-# What would lead the host elsewhere, or is the host's own business. Disks are made by vmkfstools.
-_NOT_PUT = (
-    ".vmsd", ".vmsn", ".vmss", ".vmem", ".vmtx", ".vswp", ".lck", ".log", "-flat.vmdk", "-delta.vmdk", "-sesparse.vmdk",
-)  # fmt: skip
-_UUID_LINE = re.compile(rb'ddb\.uuid = "[0-9a-fA-F]{2}(?:[ -][0-9a-fA-F]{2}){15}"')
-_VMX_LINE = re.compile(r'[ \t]*([A-Za-z0-9_.:\-]+)[ \t]*=[ \t]*"([^"]*)"[ \t]*')
-_VMX_ESCAPE = re.compile(r"\|([0-9A-Fa-f]{2})")
-_DEVICE_FILE = re.compile(r"([a-z]+\d+:\d+)\.(?:filename|redo)")
-_CD_IMAGE = "cdrom-image"
-_CD_DRIVES = ("cdrom-raw", "atapi-cdrom")
 _CD_IMAGES_OF_HOST = ("/usr/lib/vmware/isoimages/", "/vmimages/tools-isoimages/")
-_CONTROL = re.compile("[\x00-\x1f\x7f]")
-_FREE_TEXT = re.compile(r"annotation|displayname|guestinfo\..*|guestos\..*|guest\..*|tools\..*")
-# Would give the VM devices or services of the host, or start it from a state that was made up.
-_NOT_REGISTERED = re.compile(
-    r"pcipassthru\d.*|checkpoint\.vmstate.*|usb.*\.autoconnect\..*|vmci\d*\.(?:unrestricted|filter.*)"
-)
-# In these, what is a slash, a dot or a quote to us is one to the host.
-_ENCODING = re.compile(
-    r"utf-8|us-ascii|windows-\d{3,4}|iso-8859-\d{1,2}|gbk|gb2312|gb18030|big5|shift_jis|euc-(?:jp|kr|cn|tw)"
-)
-
-
-class Refused(OSError):
-    """The key may not do that."""
-
-    is_refusal = True
-
-    def __init__(self, message: str, path: str = "") -> None:
-        OSError.__init__(self, errno.EPERM, message, path)
+_UUID_LINE = re.compile(rb'ddb\.uuid = "[0-9a-fA-F]{2}(?:[ -][0-9a-fA-F]{2}){15}"')
 
 
 class Gate(object):
@@ -97,9 +68,9 @@ class Gate(object):
             not isinstance(path, str)
             or not path.startswith(self._prefix)
             or len(path) > _MAX_PATH
-            or any(part in ("", ".", "..") or _CONTROL.search(part) for part in parts)
+            or any(part in ("", ".", "..") or CONTROL.search(part) for part in parts)
         ):
-            raise Refused("only plain paths below %s are open to it" % self._prefix, _shown(path))
+            raise Refused("only plain paths below %s are open to it" % self._prefix, shown(path))
         real = _real(path)
         if not real.startswith(self._root):
             raise Refused("it leads out of the datastores", path)
@@ -138,13 +109,13 @@ class Gate(object):
         """Returns if a folder (a real path) may be written to: it holds our marker."""
         self.require("restore", "writing")
         if not self._is_marked(folder):
-            raise Refused("only folders that hold %s can be written to" % MARKER, _shown(path))
+            raise Refused("only folders that hold %s can be written to" % MARKER, shown(path))
 
     def new_folder(self, path: Any) -> str:
         """A folder that is to be made, on top of a datastore."""
         self.require("restore", "making a folder")
         real = self.place(path)
-        if "/" in real[len(self._root) :].partition("/")[2] or not _is_name(os.path.basename(real)):
+        if "/" in real[len(self._root) :].partition("/")[2] or not is_name(os.path.basename(real)):
             raise Refused("folders are only made on top of a datastore, with plain names", path)
         return self._deep(real, path)
 
@@ -153,7 +124,7 @@ class Gate(object):
         real = self._deep(self.place(path), path)
         self.marked(os.path.dirname(real), path)
         name = os.path.basename(real)
-        if not _is_name(name) or not _is_descriptor(name):
+        if not is_name(name) or not is_descriptor(name):
             raise Refused("that is no name for a disk", path)
         return real
 
@@ -165,7 +136,7 @@ class Gate(object):
         real = self._deep(self.place(path), path)
         self.marked(os.path.dirname(real), path)
         name = os.path.basename(real)
-        if not _is_name(name) or name == MARKER or name.lower().endswith(_NOT_PUT):
+        if not is_name(name) or name == MARKER or name.lower().endswith(NOT_PUT):
             raise Refused("a file of that name is not written", path)
         if not _may_become_file(real) or offset + len(data) > _MAX_PUT_BYTES:
             raise Refused("that is no small file", path)
@@ -199,7 +170,7 @@ class Gate(object):
         if folder not in self._completed or self._is_marked(folder) or not name.endswith(".vmx"):
             raise Refused("only VMs that were restored over this connection are registered", path)
         with open(as_bytes(real), "rb") as file:
-            vmx = file.read(_MAX_VMX_BYTES + 1)
+            vmx = file.read(MAX_VMX_BYTES + 1)
         require_own_files(vmx, path, self._is_image)
         _replace(real, vmx)
 
@@ -238,62 +209,6 @@ class Gate(object):
         return self._own
 
 
-def require_own_files(vmx: bytes, path: str, is_image: Callable[[str], bool]) -> None:
-    """Returns if a .vmx names no file outside of its folder, but images of CDs, and no device of the host.
-
-    Args:
-        is_image: whether a path is that of an image of a CD.
-
-    Raises:
-        Refused: it does, or is not clear.
-    """
-    pairs = _pairs_in(vmx, path)
-    for key, value in sorted(pairs.items()):
-        device = _DEVICE_FILE.fullmatch(key)
-        if device is not None:
-            kind = pairs.get(device.group(1) + ".devicetype", "").lower()
-            is_own = _may_hold(kind, value, is_image) or (key.endswith(".redo") and not value)
-        elif _NOT_REGISTERED.fullmatch(key) is not None:
-            is_own = value.lower() in ("", "false")
-        elif key == ".encoding":
-            is_own = _ENCODING.fullmatch(value.lower()) is not None
-        else:
-            is_own = _FREE_TEXT.fullmatch(key) is not None or not _is_elsewhere(value)
-        if not is_own:
-            raise Refused('its .vmx names what is not its own: %s = "%s"' % (key, _shown(value)), path)
-
-
-def _pairs_in(vmx: bytes, path: str) -> Dict[str, str]:
-    """What a .vmx says, by keys in small letters. Raises Refused where another reader could understand it otherwise."""
-    if len(vmx) > _MAX_VMX_BYTES:
-        raise Refused("the .vmx is too long", path)
-    pairs = {}  # type: Dict[str, str]
-    for line in re.split(r"\r\n|\r|\n", vmx.decode("latin-1")):
-        if not line.strip(" \t") or line.startswith("#"):
-            continue
-        match = _VMX_LINE.fullmatch(line)
-        if match is None or match.group(1).lower() in pairs:
-            raise Refused("the .vmx has a line that is not clear: %s" % _shown(line), path)
-        value = _VMX_ESCAPE.sub(lambda escape: chr(int(escape.group(1), 16)), match.group(2))
-        pairs[match.group(1).lower()] = value
-    return pairs
-
-
-def _may_hold(kind: str, value: str, is_image: Callable[[str], bool]) -> bool:
-    """Whether a drive of that kind may hold that file: a disk of the VM's own, for all but CD drives."""
-    if kind == _CD_IMAGE:
-        return is_image(value) or (_is_name(value) and value.lower().endswith(".iso"))
-    if kind in _CD_DRIVES:
-        return not _is_elsewhere(value) or (
-            value.startswith("/vmfs/devices/cdrom/") and ".." not in value.split("/")
-        )
-    return _is_name(value) and _is_descriptor(value)
-
-
-def _is_elsewhere(value: str) -> bool:
-    return value.startswith(("/", "[")) or ".." in value.split("/")
-
-
 def _replace(path: str, data: bytes) -> None:
     """Puts a new file with that content in place of another one."""
     new = path + "." + "".join("%02x" % byte for byte in os.urandom(8))
@@ -330,16 +245,6 @@ def _may_become_file(path: str) -> bool:
         return True  # there is nothing; what else is wrong will show when it is opened
 
 
-def _is_name(name: str) -> bool:
-    """Whether a new file or folder may be called so."""
-    plain = 0 < len(as_bytes(name)) <= _MAX_NAME and "/" not in name and not _CONTROL.search(name)
-    return plain and name[0] not in ".-[ "
-
-
-def _is_descriptor(name: str) -> bool:
-    return name.lower().endswith(".vmdk") and not name.lower().endswith(_NOT_PUT)
-
-
 def _real(path: str) -> str:
     return as_text(os.path.realpath(as_bytes(path)))
 
@@ -353,7 +258,3 @@ def _names(folder: str) -> List[str]:
 
 def _has(names: List[str], ending: str) -> bool:
     return any(name.lower().endswith(ending) for name in names)
-
-
-def _shown(value: Any) -> str:
-    return value[:200] if isinstance(value, str) else repr(value)[:200]

@@ -85,7 +85,18 @@ def test_the_far_side_needs_no_more_than_python_3_5() -> None:
         plain.__file__,
         *(
             str(FAR / f"{name}.py")
-            for name in ("frames", "cuts", "files", "deflating", "gate", "allowed", "tools", "serve")
+            for name in (
+                "frames",
+                "cuts",
+                "files",
+                "deflating",
+                "naming",
+                "ownvmx",
+                "gate",
+                "allowed",
+                "tools",
+                "serve",
+            )
         ),
     ]
     done = subprocess.run(

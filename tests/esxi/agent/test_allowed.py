@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from holdfast.esxi.agent.allowed import Allowed, snapshots_in
-from holdfast.esxi.agent.gate import MARKER, SNAPSHOT_NOTE, Gate, Refused
+from holdfast.esxi.agent.gate import MARKER, SNAPSHOT_NOTE, Gate
+from holdfast.esxi.agent.naming import Refused
 
 OURS = "holdfast-0123456789ab"
 TREE = f"""\

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from holdfast.esxi.agent.gate import LEVELS, MARKER, Gate, Refused, require_own_files
+from holdfast.esxi.agent.gate import LEVELS, MARKER, Gate
+from holdfast.esxi.agent.naming import Refused
+from holdfast.esxi.agent.ownvmx import require_own_files
 
 DESCRIPTOR = b'# Disk DescriptorFile\nRW 2048 VMFS "vm-flat.vmdk"\nddb.adapterType = "lsilogic"\n'
 UUID = b'ddb.uuid = "60 00 C2 94 7b 3f 53 be-cb 4b ee 5e 3d 92 72 2e"\n'

@@ -17,7 +17,8 @@ import pytest
 from holdfast.errors import KeyLimited, LinkError, LinkTimeout, SourceError
 from holdfast.esxi.agent import frames
 from holdfast.esxi.agent.bundle import Level, pin_in, pinned_command, program, program_hash
-from holdfast.esxi.agent.gate import MARKER, Gate, Refused
+from holdfast.esxi.agent.gate import MARKER, Gate
+from holdfast.esxi.agent.naming import Refused
 from holdfast.esxi.agent.tools import Tools
 from holdfast.esxi.agent_console import AgentConsole
 from holdfast.esxi.agent_link import AgentLink
