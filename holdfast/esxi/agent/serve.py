@@ -141,9 +141,20 @@ class Agent(object):
                 self._jobs.extend(jobs)
             self._changed.notify_all()
         if kind == frames.COMMAND:  # it may take hours, and others may have to be answered for it to end
-            thread = threading.Thread(target=jobs[0], args=(bytearray(),))
+            thread = threading.Thread(target=self._alone, args=(jobs[0],))
             thread.daemon = True
             thread.start()
+
+    def _alone(self, job: Callable[[bytearray], Any]) -> None:
+        """Does a job in a thread of its own. A defect ends the agent, or the near side would wait for an answer."""
+        done = False
+        try:
+            job(bytearray())
+            done = True
+        finally:
+            if not done:
+                self.end()
+                os._exit(4)
 
     def end(self) -> None:
         """Ends what was started on the host. The agent itself is to end next."""

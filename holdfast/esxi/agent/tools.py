@@ -7,6 +7,7 @@ its own; its output is sent as it comes, and a sign of life if none does. When t
 Each command has a thread of its own, since some wait for hours (a consolidation) or for another one (a question).
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -234,11 +235,12 @@ def _environment() -> Dict[str, str]:
 
 def _kill(child: Any) -> None:
     """Ends a command that still runs, and whatever it has started, at once."""
-    if child.poll() is None:
-        try:
-            os.killpg(child.pid, signal.SIGKILL)
-        except OSError:
-            pass  # it has just ended
+    if child.poll() is not None:
+        return
+    with contextlib.suppress(OSError):  # it has just ended; or the host knows no groups of processes
+        os.killpg(child.pid, signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        child.kill()
 
 
 def _ended_with(status: int, tail: bytes, expired: bool) -> bytes:
