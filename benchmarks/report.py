@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import esxi_wire, mount
+from benchmarks import esxi_wire, mount, remote
 from benchmarks.machine import PROJECT
 from benchmarks.summary import PUBLISHED, Summary, load, publish
 from benchmarks.targets import Verdict, verdicts
@@ -30,6 +30,7 @@ _OWN = "holdfast"
 _SECTIONS: tuple[tuple[str, str, Callable[[Sequence[dict[str, Any]]], Iterator[str]]], ...] = (
     ("mount", "Mounting", mount.section),
     ("esxi-wire", "Backups from a host", esxi_wire.section),
+    ("remote", "Repositories on other hosts", remote.section),
 )
 
 

@@ -246,6 +246,8 @@ def _lengths(rng: np.random.Generator, count: int) -> npt.NDArray[np.int64]:
 def make(folder: str, repository: RepositoryId, shape: Shape, seed: int = 1) -> Made:
     """Fills a new, empty repository without encryption.
 
+    The same shape and seed give the same restore points.
+
     Args:
         folder: of the repository.
     """
@@ -331,7 +333,7 @@ def _manifest(shape: Shape, vm: int, point: int, root: NodeId) -> bytes:
     when = _START + 86400 * point + 60 * vm
     return encode_manifest(
         Manifest(
-            session=SessionId(os.urandom(16)),
+            session=SessionId((vm << 32 | point + 1).to_bytes(16, "big")),
             kind="vm",
             vm_uuid=f"{vm + 1:032x}",
             vm_name=f"vm{vm}",
