@@ -191,16 +191,17 @@ class Checker:
 
     # --- packs
 
-    def check_packs(self, *, read_data: bool, budget: Budget | None = None) -> None:
+    def check_packs(self, *, read_data: bool, budget: Budget | None = None, reported: bool = False) -> None:
         """Questions 1 and 2.
 
         Args:
             budget: of the reading; None for all packs.
+            reported: see `PackChecker.run`.
         """
         rows = self._index.packs()
         reading = Reading(rows, budget or Budget(), self._now()) if read_data else None
         scrub, report = self._scrub, self.report
-        scrub.run(rows, reading)
+        scrub.run(rows, reading, reported=reported)
         report.packs, report.records = scrub.packs, scrub.records
         report.bytes_verified = scrub.bytes_verified
         report.findings += scrub.findings

@@ -30,7 +30,18 @@ from holdfast.repo.index import Index
 from holdfast.repo.packs import PackStore
 from holdfast.units import KIB, MIB
 
-__all__ = ["PackScanner", "ReadNotes", "RecordLister", "RecordReader", "ScannedRecord", "records_of"]
+__all__ = [
+    "PackScanner",
+    "RecordLister",
+    "ReadNotes",
+    "RecordReader",
+    "PackReporter",
+    "ReportedScan",
+    "ScannedPiece",
+    "ScannedRecord",
+    "records_of",
+    "scanner_of",
+]
 
 T = TypeVar("T")
 
@@ -362,6 +373,60 @@ class PackScanner:
                 break
             offset += len(window) - len(RECORD_MAGIC) + 1
         return self._end
+
+
+class ScannedPiece(NamedTuple):
+    """What a scan of a part of a pack has shown.
+
+    Args:
+        end: up to where the scan has come; the next one begins there.
+    """
+
+    records: list[ScannedRecord]
+    damaged: list[tuple[int, int]]
+    end: int
+
+
+@runtime_checkable
+class PackReporter(Protocol):
+    """A pack store that can scan its packs itself, so that nobody need read them from afar."""
+
+    def scan(self, pack_id: PackId, start: int, end: int, *, payloads: bool) -> ScannedPiece:
+        """What `PackScanner` finds from `start` on, without the payloads, as far as it has come in one go."""
+        ...
+
+
+class ReportedScan:
+    """What `PackScanner` would find, as the store itself reports it; records have neither payload nor strong hash."""
+
+    def __init__(self, packs: PackReporter, pack_id: PackId, end: int, *, payloads: bool) -> None:
+        self._packs = packs
+        self._pack_id = pack_id
+        self._end = end
+        self._payloads = payloads
+        self.damaged: list[tuple[int, int]] = []
+
+    def records(self) -> Iterator[ScannedRecord]:
+        """See `PackScanner.records`."""
+        at = PACK_HEADER_BYTES
+        while at < self._end:
+            piece = self._packs.scan(self._pack_id, at, self._end, payloads=self._payloads)
+            self.damaged += piece.damaged
+            yield from piece.records
+            at = piece.end
+
+
+def scanner_of(
+    packs: PackStore, pack_id: PackId, end: int, *, payloads: bool, reported: bool
+) -> PackScanner | ReportedScan:
+    """Scans a pack from front to back, or has the store do it.
+
+    Args:
+        reported: believe the store, if it can.
+    """
+    if reported and isinstance(packs, PackReporter):
+        return ReportedScan(packs, pack_id, end, payloads=payloads)
+    return PackScanner(packs, pack_id, end, payloads=payloads)
 
 
 @runtime_checkable

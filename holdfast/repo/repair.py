@@ -52,7 +52,7 @@ from holdfast.repo.keys import Keys
 from holdfast.repo.packs import PackStore
 from holdfast.repo.points import Point
 from holdfast.repo.reader import DiskReader
-from holdfast.repo.records import PackScanner, RecordReader
+from holdfast.repo.records import RecordReader, scanner_of
 from holdfast.repo.recover import read_pack_header, read_table
 from holdfast.repo.session import Session
 from holdfast.repo.tree import TreeReader, segment_length, segments_of
@@ -314,7 +314,7 @@ class Repairer:
             if table is not None:
                 yield from ((entry.id, entry.offset, entry.stored_bytes) for entry in table[0])
                 return
-        for found in PackScanner(self._packs, pack_id, length, payloads=False).records():
+        for found in scanner_of(self._packs, pack_id, length, payloads=False, reported=True).records():
             yield found.header.id, found.offset, found.header.stored_bytes
 
     def _copy(self, pack_id: PackId, offset: int, stored: int) -> Sealed | None:

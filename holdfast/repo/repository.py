@@ -921,6 +921,8 @@ class Repository:
     ) -> tuple[CheckReport, RepairReport]:
         """Reads and checks everything, and heals what is damaged; see `repo.repair`. Backups may go on meanwhile.
 
+        A repository that is far away holds what it has stored against its hashes itself; nothing of that travels.
+
         Args:
             donor: another repository that may hold what is damaged here.
             budget: as for `check`.
@@ -948,7 +950,7 @@ class Repository:
             )
         opener = Opener(keys)
         checker = self._checker(opener, workers, on_progress)
-        checker.check_packs(read_data=True, budget=budget)
+        checker.check_packs(read_data=True, budget=budget, reported=self._place.is_far)
         with contextlib.ExitStack() as stack:
             source = None if donor is None else stack.enter_context(donor.offered())
             points = stack.enter_context(self._holding_listed("repair"))

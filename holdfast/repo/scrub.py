@@ -31,7 +31,7 @@ from holdfast.repo.index import Index
 from holdfast.repo.ledger import Reading, forget_verification, note_verified
 from holdfast.repo.packs import PackStore
 from holdfast.repo.parallel import run_parallel
-from holdfast.repo.records import PackScanner
+from holdfast.repo.records import PackScanner, scanner_of
 from holdfast.repo.recover import read_pack_header, read_table
 from holdfast.units import MIB
 
@@ -116,14 +116,20 @@ class PackChecker:
         self._broken: dict[int, _Broken] = {}
         self._harmless: dict[int, int] = {}
         self._needless = 0
+        self._reported = False
         self.findings: list[Finding] = []
         self.notes: list[str] = []
         self.bad: dict[RecordId, str] = {}
         self.unsound: dict[int, str] = {}
         self.packs = self.records = self.bytes_verified = self.packs_read = 0
 
-    def run(self, rows: Sequence[PackRow], reading: Reading | None) -> None:
-        """Checks packs; reads those that `reading` allows."""
+    def run(self, rows: Sequence[PackRow], reading: Reading | None, *, reported: bool = False) -> None:
+        """Checks packs; reads those that `reading` allows.
+
+        Args:
+            reported: have a store that is far away verify stored bytes itself, even if there is a key here.
+        """
+        self._reported = reported or self._opener is None
         before = self._index.figures()
         due = list(reading.due) if reading is not None else []
         numbers = {row.number for row in due}
@@ -209,7 +215,7 @@ class PackChecker:
         if not look.sound:
             forget_verification(self._index, row)
         elif read_data and not look.unsound:
-            by = VerifiedBy.HASHES if self._opener is None else VerifiedBy.CHECK
+            by = VerifiedBy.HASHES if self._reported else VerifiedBy.CHECK
             note_verified(self._index, row, by, int(self._now()))
 
     def _look(self, row: PackRow, *, read_data: bool) -> _Look:
@@ -238,7 +244,7 @@ class PackChecker:
         table = None
         if row.state is PackState.SEALED and not look.unsound:
             table = self._table(row, look)
-        scanned = PackScanner(self._packs, row.id, max(end, PACK_HEADER_BYTES), payloads=False)
+        scanned = scanner_of(self._packs, row.id, max(end, PACK_HEADER_BYTES), payloads=False, reported=True)
         entries = (
             table if table is not None else [TableEntry.of(r.header, r.offset) for r in scanned.records()]
         )
@@ -328,14 +334,16 @@ class PackChecker:
         name = row.id.hex()
         if row.state is PackState.SEALED and end == row.committed_bytes:
             end -= FOOTER_BYTES
-        scanner = PackScanner(self._packs, row.id, max(end, PACK_HEADER_BYTES), payloads=True)
+        scanner = scanner_of(
+            self._packs, row.id, max(end, PACK_HEADER_BYTES), payloads=True, reported=self._reported
+        )
         seen: dict[int, RecordId] = {}
         reason = ""
         try:
             for record in scanner.records():
                 seen[record.offset] = record.header.id
-                if self._opener is not None and here.get(record.offset) == record.header.id:
-                    assert record.payload is not None
+                here_too = here.get(record.offset) == record.header.id
+                if self._opener is not None and record.payload is not None and here_too:
                     try:
                         self._opener.open(record.header, record.payload)
                     except DamagedData as error:

@@ -58,6 +58,7 @@ _ON_PACKS: Final[dict[type[m.Message], _Handler]] = {
     m.Punch: FarPacks.punch,
     m.SyncWriter: FarPacks.sync_writer,
     m.ListRecords: FarPacks.records,
+    m.ScanPack: FarPacks.scan,
     m.Challenge: FarPacks.challenge,
 }
 _ON_INDEX: Final[dict[type[m.Message], _Handler]] = {

@@ -26,7 +26,7 @@ from holdfast.repo.format.rows import PackState
 from holdfast.repo.index import Batch, Index, NewRecord, PackProgress
 from holdfast.repo.keys import clear_keys
 from holdfast.repo.packs import PackStore, PackWriter
-from holdfast.repo.records import RecordReader, records_of
+from holdfast.repo.records import PackScanner, RecordReader, records_of
 from holdfast.repo.wire import messages as m
 from holdfast.repo.wire.proof import PackProof, Proofs
 from holdfast.repo.wire.remote_store import MOST_READ_BYTES
@@ -35,6 +35,8 @@ from holdfast.repo.wire.rights import Rights
 __all__ = ["FarPacks"]
 
 _MOST_WRITERS: Final = 1024
+_MOST_SCANNED: Final = 16_384
+_MOST_SCANNED_BYTES: Final = 64 << 20
 
 
 class _Writer:
@@ -114,6 +116,31 @@ class FarPacks:
         if len(entries) > MAX_TABLE_ENTRIES:
             raise DamagedData("a pack holds more records than packs may hold")
         return m.Bytes(encode_table(entries))
+
+    def scan(self, request: m.ScanPack) -> m.Scanned:
+        """Answers `ScanPack`."""
+        if not PACK_HEADER_BYTES <= request.start <= request.end <= MAX_PACK_BYTES:
+            raise ProtocolError("a pack can not be scanned there")
+        scanner = PackScanner(self._store, PackId(request.pack), request.end, payloads=request.payloads)
+        found: list[tuple[bytes, int, int, int, int, int, int]] = []
+        read, end = 0, request.end
+        for offset, header, _ in scanner.records(request.start):
+            found.append(
+                (
+                    header.id,
+                    offset,
+                    header.stored_bytes,
+                    header.plain_bytes,
+                    header.kind,
+                    header.codec,
+                    header.flags,
+                )
+            )
+            read += header.total_bytes if request.payloads else 0
+            if read >= _MOST_SCANNED_BYTES or len(found) == _MOST_SCANNED:
+                end = offset + header.total_bytes
+                break
+        return m.Scanned(tuple(found), tuple(scanner.damaged), end)
 
     def challenge(self, request: m.Challenge) -> m.Answers:
         """Answers `Challenge`."""

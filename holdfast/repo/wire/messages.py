@@ -221,6 +221,15 @@ class Answers(Message):
     answers: tuple[tuple[int, bytes, bytes], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Scanned(Message):
+    """Records that are intact, ranges (offset, length) that are damaged, and up to where the scan has come."""
+
+    records: tuple[tuple[bytes, int, int, int, int, int, int], ...]
+    damaged: tuple[tuple[int, int], ...]
+    end: int
+
+
 # --- requests: the connection and the place
 
 
@@ -478,6 +487,17 @@ class ListRecords(Request[Bytes]):
 
 
 @dataclass(frozen=True, slots=True)
+class ScanPack(Request[Scanned]):
+    """Scan a pack from `start` to `end`, in one go some 64 MiB; with `payloads` each record is held against its strong hash."""
+
+    answer: ClassVar = Scanned
+    pack: bytes
+    start: int
+    end: int
+    payloads: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Challenge(Request[Answers]):
     """Read and hash at most 4096 records under `nonce`; as many as 64 MiB hold, from the front, and one at least."""
 
@@ -727,6 +747,16 @@ _LAYOUTS: Final[Mapping[type[Message], tuple[int, tuple[Field, ...]]]] = {
     Figures: (19, (U64, U64, U64, U64, U64)),
     MaybeIds: (20, (many(optional(_RECORD)),)),
     Answers: (21, (records("B16s32s", "u8 state, 16 bytes strong hash, 32 bytes proof"),)),
+    Scanned: (
+        22,
+        (
+            records(
+                "32sIIIBBH", "32 bytes id, u32 offset, u32 stored, u32 plain, u8 kind, u8 codec, u16 flags"
+            ),
+            many(U64, U64),
+            U64,
+        ),
+    ),
     Hello: (64, (U16, U16, TEXT)),
     Ping: (65, ()),
     Open: (66, (TEXT,)),
@@ -758,7 +788,8 @@ _LAYOUTS: Final[Mapping[type[Message], tuple[int, tuple[Field, ...]]]] = {
     SyncWriter: (109, (U32,)),
     CloseWriter: (110, (U32,)),
     ListRecords: (111, (_PACK, U64)),
-    Challenge: (112, (fixed(NONCE_BYTES), many(_RECORD))),
+    ScanPack: (112, (_PACK, U64, U64, FLAG)),
+    Challenge: (113, (fixed(NONCE_BYTES), many(_RECORD))),
     Lookup: (128, (many(_RECORD),)),
     Commit: (
         129,

@@ -19,8 +19,9 @@ from typing import Final
 from holdfast.errors import HoldfastError, InternalError, ProtocolError, StorageError
 from holdfast.ids import PackId, RecordId
 from holdfast.repo.challenge import MOST_IDS, Answer, State
-from holdfast.repo.format.record import TableEntry, decode_table
+from holdfast.repo.format.record import Codec, Kind, RecordHeader, TableEntry, decode_table
 from holdfast.repo.packs import PackWriter
+from holdfast.repo.records import ScannedPiece, ScannedRecord
 from holdfast.repo.wire import messages as m
 from holdfast.repo.wire.near import Connection
 from holdfast.units import MIB
@@ -161,6 +162,26 @@ class RemotePackStore:
     def records_of(self, pack_id: PackId, end: int) -> list[TableEntry]:
         """See `records.RecordLister`."""
         return decode_table(self._connection.ask(m.ListRecords(pack_id, end)).data)
+
+    def scan(self, pack_id: PackId, start: int, end: int, *, payloads: bool) -> ScannedPiece:
+        """See `records.PackReporter`."""
+        answer = self._connection.ask(m.ScanPack(pack_id, start, end, payloads))
+        if not start < answer.end <= end:
+            raise ProtocolError(f"{self._connection.name} scanned another part of a pack than it was to")
+        try:
+            found = [
+                ScannedRecord(
+                    offset,
+                    RecordHeader(Kind(kind), Codec(codec), flags, stored, plain, RecordId(record_id), b""),
+                    None,
+                )
+                for record_id, offset, stored, plain, kind, codec, flags in answer.records
+            ]
+        except ValueError:
+            raise ProtocolError(
+                f"{self._connection.name} names records of kinds that there are not"
+            ) from None
+        return ScannedPiece(found, list(answer.damaged), answer.end)
 
     def challenge(self, nonce: bytes, ids: Sequence[RecordId]) -> list[Answer]:
         """See `challenge.Answerer`."""
