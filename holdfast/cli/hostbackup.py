@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from holdfast.cli.interrupts import on_interrupt
 from holdfast.cli.linked import Via, host_files, open_session, parse_esxi
 from holdfast.cli.output import notice, warn
 from holdfast.errors import UsageError
@@ -71,6 +72,7 @@ def back_up_from_host(
         vm = session.view.find(place.rest)
         files = host_files(session, how.via, lambda text: notice(invocation, text))
         stack.callback(files.close)
+        stack.enter_context(on_interrupt(files.interrupt))
         with held_machine(session, vm, how.request, files, trouble) as held:
             machine = held.machine
             if vm_name is not None:

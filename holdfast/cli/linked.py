@@ -11,8 +11,8 @@ from holdfast.errors import KeyLimited, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from holdfast.esxi.enduring import EnduringFiles
     from holdfast.esxi.host import HostSession
-    from holdfast.esxi.hostdisk import HostFiles
     from holdfast.esxi.hosts import HostBook
 
 __all__ = ["SCHEME", "EsxiPlace", "Via", "host_book", "host_files", "is_esxi", "open_session", "parse_esxi"]
@@ -68,17 +68,19 @@ def open_session(name: str) -> HostSession:
     return HostSession(book, book.get(name))
 
 
-def host_files(session: HostSession, via: Via | None, tell: Callable[[str], None]) -> HostFiles:
-    """What reads the host's files; close it.
+def host_files(session: HostSession, via: Via | None, tell: Callable[[str], None]) -> EnduringFiles:
+    """What reads the host's files, and begins again when the connection breaks; close it.
 
     Args:
         via: None for the agent, or a stream if the host has no Python.
-        tell: told if it is a stream although the agent would have been better.
+        tell: told if it is a stream although the agent would have been better, and when a connection breaks.
 
     Raises:
         LinkError: the agent was asked for, and does not start.
         KeyLimited: a stream was asked for, and the key is limited to the agent.
     """
+    from holdfast.esxi.agented import AgentFiles
+    from holdfast.esxi.enduring import EnduringFiles
     from holdfast.esxi.shell_console import ShellConsole
     from holdfast.esxi.streamed import StreamedFiles
 
@@ -86,12 +88,11 @@ def host_files(session: HostSession, via: Via | None, tell: Callable[[str], None
         tell(f"{session.name} has no python3, so that all bytes have to travel (--via stream)")
         via = "stream"
     if via == "stream":
-        if not isinstance(session.console, ShellConsole):
+        console = session.console
+        if not isinstance(console, ShellConsole):
             raise KeyLimited(
                 f"{session.name} lets our key run the agent only, so that nothing can be read with --via stream",
                 hint="leave --via out, or link the host again without --restrict",
             )
-        return StreamedFiles(session.console, session.bulk)
-    from holdfast.esxi.agented import AgentFiles
-
-    return AgentFiles(session.bulk.start)
+        return EnduringFiles(lambda: StreamedFiles(console, session.bulk), tell)
+    return EnduringFiles(lambda: AgentFiles(session.bulk.start), tell)

@@ -97,6 +97,7 @@ class AgentLink:
         self._transport = transport
         self._silence_s = silence_s
         self._buffer = bytearray()
+        self._at_end = False
         self._changed = threading.Condition()
         self._sending = threading.Lock()
         self._pending: dict[int, _Pending] = {}
@@ -380,10 +381,7 @@ class AgentLink:
             while True:
                 frame = frames.receive(self._read_exactly)
                 if frame is None:
-                    raise LinkLost(
-                        "the agent on the host has ended",
-                        hint="the host may be short of memory and have killed it: try again",
-                    )
+                    raise _ended()
                 kind, flags, request, payload = frame
                 with self._changed:
                     pending = self._pending.get(request)
@@ -396,7 +394,7 @@ class AgentLink:
                         self._held -= pending.held
                     self._changed.notify_all()
         except frames.FrameError as error:
-            self._fail(broken(str(error)))
+            self._fail(_ended() if self._at_end else broken(str(error)))  # killed in the middle of a frame
         except HoldfastError as error:
             self._fail(error)
         except (OSError, ValueError) as error:  # of a transport that is closed meanwhile
@@ -425,6 +423,7 @@ class AgentLink:
                 self._buffer += data
             taken = bytes(self._buffer[:count])
             del self._buffer[:count]
+            self._at_end = len(taken) < count
             return taken
         whole = memoryview(bytearray(count))
         have = min(count, len(self._buffer))
@@ -433,6 +432,7 @@ class AgentLink:
         while have < count and (got := self._transport.readinto(whole[have:])):
             self.received_bytes += got
             have += got
+        self._at_end = have < count
         return whole[:have]
 
     def _await_ready(self) -> Pin | None:
@@ -461,6 +461,13 @@ class AgentLink:
                     f"the agent did not start on the host: {words or 'nothing was said'}",
                     hint="ESXi 6.5 and later have a python3 of their own; is it in the PATH of this account?",
                 )
+
+
+def _ended() -> LinkLost:
+    return LinkLost(
+        "the agent on the host has ended",
+        hint="the host may be short of memory and have killed it: try again",
+    )
 
 
 class FarFile:

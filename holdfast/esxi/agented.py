@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from holdfast.disk import BlockSource, Cutting, Expect
-from holdfast.errors import SourceChanged, SourceError, SourceFormat
+from holdfast.errors import LinkError, SourceChanged, SourceError, SourceFormat
 from holdfast.esxi.agent.bundle import bootstrap_command
 from holdfast.esxi.agent.frames import Piece
 from holdfast.esxi.agent_answers import Found, Run, runs_of
@@ -119,6 +119,9 @@ class AgentScanner:
             except SourceError as error:
                 self._stream = None
                 raise type(error)(f"{self._where}: {error.message}", hint=error.hint or _LOOK) from None
+            except LinkError:
+                self._stream = None  # whoever comes next must not take its end for an answer that is missing
+                raise
             if result is None:
                 self._stream = None
                 raise SourceError("the agent on the host did not answer for a segment that it was asked for")

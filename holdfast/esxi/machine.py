@@ -34,8 +34,9 @@ from holdfast.errors import (
     SourceUnsupported,
     UsageError,
 )
+from holdfast.esxi.enduring import EnduringFiles
 from holdfast.esxi.host import HostSession
-from holdfast.esxi.hostdisk import HostFiles, Link, open_host_disk, read_chain
+from holdfast.esxi.hostdisk import Link, read_chain
 from holdfast.esxi.inventory import Vm, VmLook
 from holdfast.esxi.journal import Debt, DebtEntry, new_snapshot_name
 from holdfast.esxi.memory import BytesSource
@@ -100,12 +101,12 @@ class _Disk:
 
 @contextlib.contextmanager
 def held_machine(
-    session: HostSession, vm: Vm, request: Request, files: HostFiles, warn: Callable[[str], None]
+    session: HostSession, vm: Vm, request: Request, files: EnduringFiles, warn: Callable[[str], None]
 ) -> Iterator[Held]:
     """The VM as a machine, for as long as the context lasts.
 
     Args:
-        files: reads the host's files; stays open.
+        files: reads the host's files, and goes on only if they are still of the same moment; stays open.
         warn: told in sentences what could not be put right afterwards.
 
     Raises:
@@ -136,7 +137,7 @@ def _held(
     session: HostSession,
     look: VmLook,
     request: Request,
-    files: HostFiles,
+    files: EnduringFiles,
     entry: DebtEntry,
     brought: list[str],
 ) -> Iterator[Held]:
@@ -174,7 +175,7 @@ def _held(
         warnings.append("the VM is suspended: its memory was left out, and a restored VM starts anew")
     if look.snapshots:
         warnings.append("the VM has snapshots of its own: the present state was stored, not the earlier ones")
-    confirm = _confirmation(session, vm, taken, moved, disks)
+    confirm = files.check = _confirmation(session, vm, taken, moved, disks)
     with contextlib.ExitStack() as opened:
         sources = [_opened(vm, disk, files, opened, warnings) for disk in disks]
         machine = _machine(
@@ -248,14 +249,14 @@ def _readable(
 
 
 def _opened(
-    vm: Vm, disk: _Disk, files: HostFiles, opened: contextlib.ExitStack, warnings: list[str]
+    vm: Vm, disk: _Disk, files: EnduringFiles, opened: contextlib.ExitStack, warnings: list[str]
 ) -> tuple[_Disk, SourceDisk] | None:
     try:
-        found = open_host_disk(disk.links, files)
+        found = files.disk(disk.links)
     except SourceUnsupported as error:
         warnings.append(f"the disk {disk.label} was left out: {error.message}")
         return None
-    opened.callback(found.source.close)
+    opened.callback(found.close)
     descriptor = found.descriptor
     name = posixpath.relpath(disk.path, vm.folder)
     if fault_of(name):
@@ -273,7 +274,7 @@ def _opened(
         adapter=descriptor.adapter,
         geometry=descriptor.geometry,
     )
-    return disk, SourceDisk(info, found.source, files.scanner(found.source, disk.path))
+    return disk, SourceDisk(info, found, found.scanner)
 
 
 def _machine(

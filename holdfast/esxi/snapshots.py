@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from holdfast.errors import LinkTimeout, SourceError
+from holdfast.errors import LinkLost, LinkTimeout, SourceError
 from holdfast.esxi.agent.gate import SNAPSHOT_NOTE
 from holdfast.esxi.inventory import HostView, Vm
 from holdfast.esxi.journal import PREFIX
@@ -97,7 +97,7 @@ class SnapshotKeeper:
         )  # fmt: skip
         try:
             text = self._view.console.act(words, doing, timeout_s=self._patience.create_s).text
-        except LinkTimeout:
+        except (LinkTimeout, LinkLost):  # it may have been done all the same
             text = ""
         seen: list[str] = []
         wait = _Wait(self._view, self._patience.appear_s, self._patience.create_s, self._patience.every_s)
@@ -175,7 +175,7 @@ class SnapshotKeeper:
         words = ("vim-cmd", "vmsvc/snapshot.remove", str(vm.id), str(snapshot.id))
         try:
             text = self._view.console.act(words, doing, timeout_s=self._patience.remove_s).text
-        except LinkTimeout:
+        except (LinkTimeout, LinkLost):  # it may have been done all the same
             text = ""
         fault = fault_in(text)
         trouble = fault.message if fault is not None else "the host did not say why"

@@ -15,11 +15,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from holdfast.errors import SourceChanged, SourceError
+from holdfast.errors import LinkLost, SourceChanged, SourceError
 from holdfast.esxi.console import file_error
 from holdfast.esxi.names import printable
 from holdfast.esxi.shell_console import ShellConsole
-from holdfast.ssh.link import Channel, Link
+from holdfast.ssh.link import KILLED, Channel, Link
 from holdfast.units import MIB
 
 __all__ = ["StreamSource", "StreamedFiles"]
@@ -156,6 +156,11 @@ class StreamSource:
         status = channel.wait(30.0)
         said = channel.stderr_tail()
         self._end_stream()
+        if status == KILLED:
+            raise LinkLost(
+                f"the command that read {self._where} was killed on the host",
+                hint="the host may be short of memory: try again",
+            )
         if status:
             raise file_error(self._where, said)
         raise SourceChanged(
