@@ -265,7 +265,7 @@ def test_check_as_json(done, repo) -> None:
 
 
 def pack_of(repo: Path) -> Path:
-    (pack,) = (path for path in (repo / "packs").rglob("*") if path.is_file())
+    (pack,) = (repo / "packs").rglob("*.pack")
     return pack
 
 
