@@ -17,6 +17,7 @@ __all__ = [
     "KIB",
     "MIB",
     "TIB",
+    "format_age",
     "format_duration",
     "format_size",
     "format_time",
@@ -125,6 +126,13 @@ def format_duration(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def format_age(seconds: float) -> str:
+    """About how long ago something was, in a few characters: `1 min`, `5 h`, `12 d`."""
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min"
+    return f"{int(seconds // 3600)} h" if seconds < 2 * 86400 else f"{int(seconds // 86400)} d"
 
 
 def format_time(unix_s: int) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from holdfast.units import format_time
+from holdfast.units import format_age, format_time
 
 if TYPE_CHECKING:
     from holdfast.cli.output import Json
     from holdfast.repo.format.manifest import PointDisk
+    from holdfast.repo.format.rows import CopyRow
     from holdfast.repo.points import Point
 
-__all__ = ["disk_json", "point_details_json", "point_json"]
+__all__ = ["copies_cell", "copies_json", "disk_json", "point_details_json", "point_json"]
 
 
 def disk_json(disk: PointDisk) -> dict[str, Json]:
@@ -47,6 +49,32 @@ def point_json(point: Point) -> dict[str, Json]:
         "duration_s": statistics.duration_ms / 1000,
         "warnings": list(manifest.warnings),
     }
+
+
+def copies_json(copies: Sequence[CopyRow]) -> list[Json]:
+    """The copies of a restore point in other repositories."""
+    return [
+        {
+            "repository": copy.repository.hex(),
+            "address": copy.address,
+            "compared": _moment(copy.compared),
+            "sampled": _moment(copy.sampled),
+            "read": _moment(copy.read),
+        }
+        for copy in copies
+    ]
+
+
+def _moment(unix_s: int) -> str | None:
+    return format_time(unix_s) if unix_s else None
+
+
+def copies_cell(copies: Sequence[CopyRow], now: float) -> str:
+    """How many copies there are, and how long ago one of them was proven last, in whichever way."""
+    if not copies:
+        return "-"
+    age_s = max(0.0, now - max(copy.proven for copy in copies))
+    return f"{len(copies)}, {format_age(age_s)}"
 
 
 def point_details_json(point: Point) -> dict[str, Json]:

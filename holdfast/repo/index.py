@@ -12,13 +12,14 @@ from collections.abc import Collection as Collection_
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from holdfast.ids import NodeId, PackId, PointId, RecordId, SessionId
-from holdfast.repo.format.rows import PackRow, PackState, Place, PointRow, SessionRow
+from holdfast.ids import NodeId, PackId, PointId, RecordId, RepositoryId, SessionId
+from holdfast.repo.format.rows import CopyRow, PackRow, PackState, Place, PointRow, SessionRow
 
 __all__ = [
     "Batch",
     "Collection",
     "Committed",
+    "CopiesFound",
     "Index",
     "IndexFigures",
     "NewRecord",
@@ -125,6 +126,27 @@ class Swept:
 
     records: int
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CopiesFound:
+    """What a replication has found of copies of our points in another repository.
+
+    Args:
+        repository, address: the other one.
+        when: Unix seconds.
+        compared: points that both list.
+        sampled, read: those among them that were proven there, in part or as a whole.
+        absent: points that are not listed there.
+    """
+
+    repository: RepositoryId
+    address: str
+    when: int
+    compared: Sequence[PointId]
+    sampled: Sequence[PointId] = ()
+    read: Sequence[PointId] = ()
+    absent: Sequence[PointId] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +270,17 @@ class Index(Protocol):
 
     def collected(self, ids: Sequence[PointId]) -> frozenset[PointId]:
         """Those among some ids that belong to points which were collected."""
+        ...
+
+    def copies(self) -> list[CopyRow]:
+        """What is known of copies of the points in other repositories, by point."""
+        ...
+
+    def note_copies(self, found: CopiesFound) -> None:
+        """Remembers copies of points that are listed or hidden here; of others nothing is noted.
+
+        Only a note: an index that is rebuilt has lost it.
+        """
         ...
 
     def scan_rows(self, after: RecordId | None, limit: int) -> tuple[bytes, bytes]:

@@ -49,6 +49,7 @@ from holdfast.ids import (
 from holdfast.repo.format import rows
 from holdfast.repo.format.record import RECORD_HEADER_BYTES
 from holdfast.repo.format.rows import (
+    CopyRow,
     PackRow,
     PackState,
     Place,
@@ -57,7 +58,7 @@ from holdfast.repo.format.rows import (
     SessionRow,
     VerifiedBy,
 )
-from holdfast.repo.index import Batch, Collection, Committed, IndexFigures, PointChange, Swept
+from holdfast.repo.index import Batch, Collection, Committed, CopiesFound, IndexFigures, PointChange, Swept
 from holdfast.repo.receipts import Receipts
 from holdfast.units import GIB, KIB, MIB
 
@@ -85,7 +86,8 @@ _COLLECTED: Final = "collected"
 _MARKS: Final = "marks"
 _LOST: Final = "lost"
 _ALIASES: Final = "aliases"
-_LATER_TABLES: Final = (_LOST, _COLLECTED, _MARKS, _ALIASES)
+_COPIES: Final = "copies"
+_LATER_TABLES: Final = (_LOST, _COLLECTED, _MARKS, _ALIASES, _COPIES)
 """Tables that read-only media may lack."""
 _REPOSITORY: Final = b"repository"
 _SCAN_ROWS: Final = 10_000
@@ -278,6 +280,7 @@ class LmdbIndex:
         self._collected = shared.tables.get(_COLLECTED)
         self._marks = shared.tables.get(_MARKS)
         self._aliases = shared.tables.get(_ALIASES)
+        self._copies = shared.tables.get(_COPIES)
 
     def _prepare(self, repository: RepositoryId, *, create: bool) -> None:
         env = self._env
@@ -718,6 +721,7 @@ class LmdbIndex:
             for point in removed:
                 txn.delete(point, db=self._points)
                 txn.delete(point, db=self._marks)
+                self._drop_copies(txn, point)
                 txn.put(point, rows.encode_root(point), db=self._collected)
                 digest = digest.toggled(point, -1)
             txn.put(_DIGEST, rows.encode_points_digest(_DIGEST, digest), db=self._meta)
@@ -738,6 +742,40 @@ class LmdbIndex:
             return frozenset()
         with _translated("looking up collected points"), self._begin() as txn:
             return frozenset(point for point in ids if txn.get(point, db=self._collected) is not None)
+
+    def copies(self) -> list[CopyRow]:
+        """See `Index.copies`."""
+        if self._copies is None:
+            return []
+        with _translated("listing copies"), self._begin() as txn:
+            return [rows.decode_copy_row(key, value) for key, value in self._ordered(txn, self._copies)]
+
+    def note_copies(self, found: CopiesFound) -> None:
+        """See `Index.note_copies`."""
+        sampled, read = frozenset(found.sampled), frozenset(found.read)
+        with _translated("noting copies", self._folder), self._begin(write=True) as txn:
+            for point in sorted(found.absent):
+                txn.delete(rows.copy_key(point, found.repository), db=self._copies)
+            for point in sorted(found.compared):
+                if txn.get(point, db=self._points) is None:
+                    continue
+                key = rows.copy_key(point, found.repository)
+                value = txn.get(key, db=self._copies)
+                known = rows.decode_copy_row(key, value) if value is not None else None
+                row = CopyRow(
+                    point,
+                    found.repository,
+                    found.when,
+                    found.when if point in sampled else known.sampled if known else 0,
+                    found.when if point in read else known.read if known else 0,
+                    found.address,
+                )
+                txn.put(key, rows.encode_copy_row(row), db=self._copies)
+
+    def _drop_copies(self, txn: lmdb.Transaction[bytes], point: PointId) -> None:
+        cursor = txn.cursor(self._copies)
+        while cursor.set_range(point) and cursor.key().startswith(point):
+            cursor.delete()
 
     def scan_rows(self, after: RecordId | None, limit: int) -> tuple[bytes, bytes]:
         """See `Index.scan_rows`."""

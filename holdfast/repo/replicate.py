@@ -53,6 +53,7 @@ __all__ = [
     "ReplicateReport",
     "ReplicatedPoint",
     "Targets",
+    "pairs_of",
     "replicate",
     "sample",
     "share_keys",
@@ -111,6 +112,7 @@ class ReplicateReport:
     """What a replication did.
 
     Args:
+        pairs: of all points that both sides list now, the id in the source and that in the target.
         already: points that the target had.
         forgotten: points that the target has forgotten; they stay so.
         same_keys: whether records travelled as they are.
@@ -118,6 +120,7 @@ class ReplicateReport:
 
     same_keys: bool
     copied: list[ReplicatedPoint] = field(default_factory=list)
+    pairs: list[tuple[PointId, PointId]] = field(default_factory=list)
     already: int = 0
     forgotten: int = 0
     duration_s: float = 0.0
@@ -160,14 +163,23 @@ def replicate(
         state = have.state(point)
         if state == "listed":
             report.already += 1
+            report.pairs += pairs_of(have, [point])
             continue
         if state == "forgotten":
             report.forgotten += 1
             continue
         copy = _copy_point if same else _translate_point
-        report.copied.append(copy(source, target, have, point, options))
+        made = copy(source, target, have, point, options)
+        report.copied.append(made)
+        if made.target_id is not None:
+            report.pairs.append((point.id, made.target_id))
     report.duration_s = time.monotonic() - began
     return report
+
+
+def pairs_of(have: Targets, points: Sequence[Point]) -> list[tuple[PointId, PointId]]:
+    """Of those points that the target lists the id of each in the source, and in the target."""
+    return [(point.id, copy) for point in points if (copy := have.copy_of(point)) is not None]
 
 
 class Origin(NamedTuple):
@@ -196,6 +208,7 @@ class Targets:
         self._source = source
         self._target = target
         self._states: dict[object, str] = {}
+        self._listed: dict[Origin, PointId] = {}
         self._unread = same_keys
         if same_keys:
             for point_id, hidden in target.index.point_states().items():
@@ -213,6 +226,8 @@ class Targets:
         self._states[row.id] = state
         if self._states.get(Origin.of(point)) != "listed":
             self._states[Origin.of(point)] = state
+        if not row.hidden:
+            self._listed[Origin.of(point)] = row.id
         return point
 
     def _learn_origins(self) -> None:
@@ -237,6 +252,12 @@ class Targets:
             self._unread = False
             self._learn_origins()
         return known or self._states.get(Origin.of(point))
+
+    def copy_of(self, point: Point) -> PointId | None:
+        """The id that a point has in the target; None if that does not list it."""
+        if self._states.get(point.id) == "listed":
+            return point.id
+        return self._listed.get(Origin.of(point))
 
     def build_upon(self, points: Sequence[Point]) -> None:
         """Names points of the source that the target may have, too: what they need is not looked at again."""

@@ -46,7 +46,7 @@ from holdfast.repo.format.config import Cipher, Compression, Config, KeySlot
 from holdfast.repo.format.manifest import ContentTree
 from holdfast.repo.format.mark import Action, Mark, encode_mark
 from holdfast.repo.format.record import Kind
-from holdfast.repo.format.rows import PackRow, PointRow
+from holdfast.repo.format.rows import CopyRow, PackRow, PointRow
 from holdfast.repo.index import Batch, Index, IndexFigures, PointChange
 from holdfast.repo.keys import Keys
 from holdfast.repo.lease import Lease, new_session_row
@@ -65,6 +65,7 @@ from holdfast.units import MIB
 if TYPE_CHECKING:
     from holdfast.repo.backup import BackupOptions, BackupSummary, Engine
     from holdfast.repo.check import Checker, CheckReport
+    from holdfast.repo.copies import SeenCopies, Side
     from holdfast.repo.gc import CollectOptions, CollectReport
     from holdfast.repo.live import LivePoints
     from holdfast.repo.mirror import Gone
@@ -742,7 +743,14 @@ class Repository:
             UsageError: the target is this repository.
             DamagedData: something can not be read; the points before it have been copied.
         """
-        from holdfast.repo.replicate import ReplicateOptions, ReplicateReport, Targets, replicate, share_keys
+        from holdfast.repo.replicate import (
+            ReplicateOptions,
+            ReplicateReport,
+            Targets,
+            pairs_of,
+            replicate,
+            share_keys,
+        )
 
         options = options or ReplicateOptions()
         if target.config.id == self.config.id:
@@ -757,7 +765,8 @@ class Repository:
         have = Targets(here, there, same_keys=same)
         if all(map(have.state, points)):
             listed = [have.state(point) for point in points].count("listed")
-            return ReplicateReport(same, already=listed, forgotten=len(points) - listed)
+            pairs = pairs_of(have, points)
+            return ReplicateReport(same, pairs=pairs, already=listed, forgotten=len(points) - listed)
         if not options.dry_run:
             changes = there.index.changes()
             adopt_strays(there.store, there.index, there.home, int(_time.time()), grown=True)
@@ -776,6 +785,24 @@ class Repository:
         rows = [row for row in other._index().points() if row.id in listed]
         missing = listed - {row.id for row in rows}
         return self._opened([*rows, *self._index().get_points(sorted(missing))])
+
+    def copies(self) -> dict[PointId, list[CopyRow]]:
+        """What is known of copies of the points in other repositories; see `repo.copies`."""
+        found: dict[PointId, list[CopyRow]] = {}
+        for row in self._index().copies():
+            found.setdefault(row.point, []).append(row)
+        return found
+
+    def note_copies(self, target: Repository, seen: SeenCopies) -> None:
+        """Notes on both sides what a replication has found; where that can not be, it is not noted. See `repo.copies`."""
+        from holdfast.repo.copies import note_copies
+
+        note_copies(self._side(), target._side(), seen, int(_time.time()))
+
+    def _side(self) -> Side:
+        from holdfast.repo.copies import Side
+
+        return Side(self._index(), self.config.id, self.path, self.is_far, self._place.may_remove())
 
     def gone_from(self, target: Repository, points: Sequence[Point]) -> Gone:
         """Which of all points that the target lists this repository once had and has forgotten; see `repo.mirror`."""

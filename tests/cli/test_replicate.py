@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 import time
 from pathlib import Path
 
@@ -130,6 +131,50 @@ def test_a_rate_is_kept(pair: tuple[Path, Path], done) -> None:
     began = time.monotonic()
     done("replicate", "-r", a, "--to", b, "--max-rate", "3MiB/s")
     assert time.monotonic() - began > 0.7
+
+
+def test_copies_are_listed_with_their_proofs(pair: tuple[Path, Path], tmp_path: Path, done) -> None:
+    a, b = pair
+    c = tmp_path / "c"
+    done("init", "-r", c)
+    assert done("list", "-r", a, "--json").document["points"][0]["copies"] == []
+    done("replicate", "-r", a, "--to", b, "--vm", "web", "--verify")
+    done("replicate", "-r", c, "--from", a, "--challenge", "50%")
+
+    def copies(repository: Path) -> dict[str, list[tuple[str, bool, bool]]]:
+        """Of the newest point of each VM: where it is, and whether it was sampled or read there."""
+        points = done("list", "-r", repository, "--json").document["points"]
+        found = {}
+        for point in points:
+            assert all(one["compared"] for one in point["copies"])
+            told = [
+                (one["address"].rpartition("/")[2], bool(one["sampled"]), bool(one["read"]))
+                for one in point["copies"]
+            ]
+            found[point["vm"]] = sorted(told)
+        return found
+
+    assert copies(a) == {"web": [("b", False, True), ("c", True, False)], "db": [("c", True, False)]}
+    assert copies(b) == {"web": [("a", False, False)]}
+    assert copies(c) == {"web": [("a", False, False)], "db": [("a", False, False)]}
+    listed = done("list", "-r", a).out.splitlines()
+    assert "COPIES" in listed[0]
+    assert ["2, 0 min" in line for line in listed[1:]] == [" web " in line for line in listed[1:]]
+    shown = done("show", "-r", a, "web@latest").out
+    assert "COPY IN" in shown
+    assert f":{b}  2" in shown
+    stats = done("stats", "-r", a, "--json").document
+    assert stats["points_without_copy"] == 0
+    assert sorted(one["points"] for one in stats["copies"]) == [2, 4]
+    assert f"2 of 4 in {socket.gethostname()}:{b}, the oldest proof 0 min ago" in done("stats", "-r", a).out
+
+    done("forget", "-r", b, "web@latest")
+    done("replicate", "-r", a, "--to", b)
+    assert copies(a)["web"] == [("c", True, False)]
+    assert done("check", "-r", a, "--rebuild-index").code == 0
+    assert copies(a) == {"web": [], "db": []}
+    done("replicate", "-r", a, "--to", c)
+    assert copies(a) == {"web": [("c", False, False)], "db": [("c", False, False)]}
 
 
 def test_mirrored_retention(pair: tuple[Path, Path], done, holdfast) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -205,6 +206,32 @@ def test_what_is_verified_over_there_is_not_sent_back(
     assert half.code == 100
     assert "1 sent here and opened" in half.out
     assert "1 of the records that the target has are missing or damaged in the source" in half.err
+
+
+def test_copies_are_noted_where_that_is_allowed(
+    a: Path, tmp_path: Path, disk: Path, done: Callable[..., Any], far_side: Callable[..., None]
+) -> None:
+    b = tmp_path / "b"
+    done("init", "-r", b, "--like", a)
+
+    def known(repository: Path | str) -> list[str]:
+        points = done("list", "-r", repository, "--json").document["points"]
+        return [copy["address"] for point in points for copy in point["copies"]]
+
+    push = ("replicate", "-r", a, "--to", f"{FAR}{b}")
+    far_side("--append-only")
+    done(*push)
+    assert known(a) == [f"{FAR}{b}"] * 2
+    assert known(b) == []
+    far_side()
+    done("backup", "-r", a, disk, "--vm", "web", "--time", "2026-03-03T00:00:00Z")
+    done(*push, "--challenge", "50%")
+    assert known(b) == [f"{socket.gethostname()}:{a}"] * 3
+    far_side("--append-only")
+    assert known(f"{FAR}{b}") == []  # where else copies are is not for such a client
+    far_side("--read-only")
+    done("replicate", "-r", b, "--from", f"{FAR}{a}")
+    assert len(known(f"{FAR}{b}")) == 3
 
 
 def test_mirroring_needs_the_right_to_forget(

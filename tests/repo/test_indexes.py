@@ -24,8 +24,8 @@ from rig.stores import MemoryPackStore
 
 from holdfast.errors import DamagedIndex, PointNotFound, SessionGone
 from holdfast.ids import NodeId, PackId, PointId, RecordId, RepositoryId, SessionId
-from holdfast.repo.format.rows import PackState, Place, PointRow, SessionRow
-from holdfast.repo.index import Batch, Index, NewRecord, PackProgress, PointChange
+from holdfast.repo.format.rows import CopyRow, PackState, Place, PointRow, SessionRow
+from holdfast.repo.index import Batch, CopiesFound, Index, NewRecord, PackProgress, PointChange
 from holdfast.repo.lmdb_index import LmdbIndex
 from holdfast.repo.wire.remote_index import RemoteIndex
 
@@ -252,6 +252,25 @@ class TestContract:
         index.note_collected([point(53).id])
         assert index.collected(every) == {point(51).id, point(53).id}
         assert index.collected([]) == frozenset()
+
+    def test_copies_are_noted_of_points_that_are_there(self, index: Index) -> None:
+        here, there = RepositoryId(b"h" * 16), RepositoryId(b"t" * 16)
+        one, two, three = (point(number).id for number in (50, 51, 52))
+        index.commit(Batch(None, NOW, point=point(50)))
+        index.commit(Batch(None, NOW, point=point(51, hidden=True)))
+        index.note_copies(CopiesFound(there, "ssh://nas/there", 10, [one, two, three], read=[one]))
+        index.note_copies(CopiesFound(here, "/here", 11, [one], sampled=[one]))
+        index.note_copies(CopiesFound(there, "ssh://nas/moved", 12, [one], sampled=[one]))
+        expected = [
+            CopyRow(one, here, 11, 11, 0, "/here"),
+            CopyRow(one, there, 12, 12, 10, "ssh://nas/moved"),
+            CopyRow(two, there, 10, 0, 0, "ssh://nas/there"),
+        ]
+        assert sorted(index.copies(), key=lambda row: (row.point != one, row.repository)) == expected
+        index.note_copies(CopiesFound(there, "ssh://nas/moved", 13, [], absent=[one, three]))
+        assert {(row.point, row.repository) for row in index.copies()} == {(one, here), (two, there)}
+        index.begin_collection()
+        assert [row.point for row in index.copies()] == [one]
 
     def test_a_point_that_is_listed_stays_as_it_is(self, index: Index) -> None:
         """Whoever meets its manifest again knows less than the index does."""

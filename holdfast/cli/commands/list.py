@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import click
 
 from holdfast.cli.invocation import Invocation
 from holdfast.cli.options import repository_options
 from holdfast.cli.output import Column, print_json, print_table, say
-from holdfast.cli.views import point_json
+from holdfast.cli.views import copies_cell, copies_json, point_json
 from holdfast.units import format_size, format_time
 
 __all__ = ["command"]
@@ -29,12 +31,15 @@ def command(invocation: Invocation, vm: str | None, forgotten: bool) -> None:
                 points = points_of_vm(points, vm)
         else:
             points = repository.points(vm)
+        copies = repository.copies() if points else {}
     if invocation.json:
-        print_json({"points": [point_json(point) for point in points]})
+        found = [{**point_json(point), "copies": copies_json(copies.get(point.id, []))} for point in points]
+        print_json({"points": [*found]})
         return
     if not points:
         say("no forgotten restore points" if forgotten else "no restore points yet")
         return
+    now = time.time()
     columns = [
         Column("ID"),
         Column("VM", wide=True),
@@ -42,6 +47,7 @@ def command(invocation: Invocation, vm: str | None, forgotten: bool) -> None:
         Column("SIZE", right=True),
         Column("NEW", right=True),
         Column("STORED", right=True),
+        Column("COPIES"),
         Column("LABELS", wide=True),
     ]
     print_table(
@@ -54,6 +60,7 @@ def command(invocation: Invocation, vm: str | None, forgotten: bool) -> None:
                 format_size(point.manifest.size_bytes),
                 format_size(point.manifest.statistics.bytes_new),
                 format_size(point.manifest.statistics.bytes_stored),
+                copies_cell(copies.get(point.id, []), now),
                 " ".join(f"{key}={value}" for key, value in point.manifest.labels),
             )
             for point in points

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from holdfast.cli.mirroring import MirrorPlan
+    from holdfast.ids import PointId
     from holdfast.repo.points import Point
     from holdfast.repo.prove import Proven
     from holdfast.repo.replicate import Ack, ReplicateReport
@@ -109,6 +110,8 @@ def command(
         invocation.if_interrupted = "what was copied is found again by the next 'holdfast replicate'"
         report = _copy(invocation, one, two, points, dry_run, ack, rate, workers)
         verified = _verify(invocation, one, two, points, share, workers) if share else None
+        if not dry_run:
+            _note(one, two, points, report, verified, whole=share >= 1)
         mirror = _mirror(one, two, wanted, points, report, dry_run=dry_run) if mirror_retention else None
     if invocation.json:
         print_json(_as_json(report, verified, healed, mirror, dry_run=dry_run))
@@ -209,11 +212,17 @@ class _Verified(NamedTuple):
     """What was read back in the target.
 
     Args:
+        ids: of the points, in the target.
         proven: what a target on another host has shown; None if the target is here.
     """
 
-    points: int
+    ids: tuple[PointId, ...]
     proven: Proven | None
+
+    @property
+    def points(self) -> int:
+        """How many."""
+        return len(self.ids)
 
 
 def _verify(
@@ -231,6 +240,7 @@ def _verify(
     """
     sessions = {point.manifest.session for point in points}
     there = [point for point in target.points_beside(source) if point.manifest.session in sessions]
+    ids = tuple(point.id for point in there)
     with progress(invocation, "verifying") as bar:
         if target.is_far:
             proven = target.prove(source, there, share, workers, bar.update)
@@ -241,14 +251,32 @@ def _verify(
                     "'holdfast check --repair --from' heals them",
                 )
                 invocation.exit_code = EXIT_WARNINGS
-            return _Verified(len(there), proven)
+            return _Verified(ids, proven)
         if share < 1:
             target.sample(there, share, bar.update)
-            return _Verified(len(there), None)
+            return _Verified(ids, None)
         error = target.check(there, read_data=True, workers=workers, on_progress=bar.update).error()
     if error is not None:
         raise error
-    return _Verified(len(there), None)
+    return _Verified(ids, None)
+
+
+def _note(
+    source: Repository,
+    target: Repository,
+    points: Sequence[Point],
+    report: ReplicateReport,
+    verified: _Verified | None,
+    *,
+    whole: bool,
+) -> None:
+    """Notes on both sides what each now knows of the other one."""
+    from holdfast.repo.copies import SeenCopies
+
+    listed = {here for here, _ in report.pairs}
+    absent = [point.id for point in points if point.id not in listed]
+    proven = frozenset(verified.ids if verified is not None else ())
+    source.note_copies(target, SeenCopies(report.pairs, absent, proven, whole))
 
 
 def _mirror(

@@ -9,10 +9,13 @@ import click
 from holdfast.cli.invocation import Invocation
 from holdfast.cli.options import repository_options
 from holdfast.cli.output import Column, print_facts, print_json, print_table, say
-from holdfast.cli.views import point_details_json
+from holdfast.cli.views import copies_json, point_details_json
 from holdfast.units import format_duration, format_size, format_time
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from holdfast.repo.format.rows import CopyRow
     from holdfast.repo.points import Point
 
 __all__ = ["command"]
@@ -29,10 +32,14 @@ def command(invocation: Invocation, point: str) -> None:
     """
     with invocation.open_repository() as repository:
         found = repository.resolve(point)
+        copies = repository.copies().get(found.id, [])
     if invocation.json:
-        print_json(point_details_json(found))
+        print_json({**point_details_json(found), "copies": copies_json(copies)})
         return
     _print(found)
+    _print_copies(copies)
+    for warning in found.manifest.warnings:
+        say(f"warning: {warning}")
 
 
 def _print(point: Point) -> None:
@@ -102,8 +109,20 @@ def _print(point: Point) -> None:
                 for file in manifest.files
             ],
         )
-    for warning in manifest.warnings:
-        say(f"warning: {warning}")
+
+
+def _print_copies(copies: Sequence[CopyRow]) -> None:
+    """In which other repositories the point is, and when that was last shown in each way."""
+    if not copies:
+        return
+    say("")
+    print_table(
+        [Column("COPY IN", wide=True), Column("COMPARED"), Column("SAMPLED"), Column("READ")],
+        [
+            (copy.address, *(format_time(t) if t else "-" for t in (copy.compared, copy.sampled, copy.read)))
+            for copy in copies
+        ],
+    )
 
 
 def _received(point: Point) -> str:

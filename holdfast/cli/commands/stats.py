@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -10,9 +11,10 @@ import click
 from holdfast.cli.invocation import Invocation
 from holdfast.cli.options import repository_options
 from holdfast.cli.output import print_facts, print_json
-from holdfast.units import format_duration, format_size, format_time
+from holdfast.units import format_age, format_duration, format_size, format_time
 
 if TYPE_CHECKING:
+    from holdfast.repo.format.rows import CopyRow
     from holdfast.repo.repository import RepositoryStatistics
 
 __all__ = ["command"]
@@ -31,6 +33,8 @@ def command(invocation: Invocation, vm: str | None) -> None:
     with invocation.open_repository() as repository:
         points = repository.points(vm)
         figures = repository.statistics(vm)
+        copies = repository.copies()
+    known = [copies.get(point.id, []) for point in points]
     stored = sum(point.manifest.statistics.bytes_stored for point in points)
     taken = stored if vm is not None else figures.live_bytes
     ratio = figures.size_bytes / taken if taken else None
@@ -53,6 +57,16 @@ def command(invocation: Invocation, vm: str | None) -> None:
                 "oldest_verification": format_time(verified) if verified else None,
                 "verified_bytes": figures.verified_bytes,
                 "oldest_unverified_age_s": _age_s(figures),
+                "points_without_copy": sum(not rows for rows in known),
+                "copies": [
+                    {
+                        "repository": one.repository.hex(),
+                        "address": one.address,
+                        "points": count,
+                        "oldest_proof": format_time(one.proven),
+                    }
+                    for one, count in _elsewhere(known)
+                ],
             }
         )
         return
@@ -70,6 +84,7 @@ def command(invocation: Invocation, vm: str | None) -> None:
             ("index", f"{figures.index.records} records, {format_size(figures.index.used_bytes)}"),
             ("sessions", str(figures.index.sessions)),
             ("verified", _verified(figures)),
+            *_copies(known),
         ]
     )
 
@@ -90,3 +105,22 @@ def _verified(figures: RepositoryStatistics) -> str:
         f"{format_size(figures.verified_bytes)}; the oldest unverified byte is {age} old "
         "(holdfast check --read-data)"
     )
+
+
+def _elsewhere(known: Sequence[Sequence[CopyRow]]) -> list[tuple[CopyRow, int]]:
+    """For each other repository the copy that was proven longest ago, and how many there are."""
+    by_place: dict[bytes, list[CopyRow]] = {}
+    for copies in known:
+        for copy in copies:
+            by_place.setdefault(copy.repository, []).append(copy)
+    return [(min(copies, key=lambda copy: copy.proven), len(copies)) for copies in by_place.values()]
+
+
+def _copies(known: Sequence[Sequence[CopyRow]]) -> list[tuple[str, str]]:
+    """One line for each other repository."""
+    now = time.time()
+    said = [
+        f"{count} of {len(known)} in {one.address}, the oldest proof {format_age(max(0.0, now - one.proven))} ago"
+        for one, count in _elsewhere(known)
+    ]
+    return [("copies" if not number else "", line) for number, line in enumerate(said or ["none known"])]

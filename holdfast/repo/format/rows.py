@@ -14,13 +14,23 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 from holdfast.errors import DamagedData, DamagedIndex
-from holdfast.ids import ID_BYTES, PACK_ID_BYTES, SESSION_ID_BYTES, PackId, PointId, RecordId, SessionId
+from holdfast.ids import (
+    ID_BYTES,
+    PACK_ID_BYTES,
+    SESSION_ID_BYTES,
+    PackId,
+    PointId,
+    RecordId,
+    RepositoryId,
+    SessionId,
+)
 from holdfast.repo.format import canonical
 from holdfast.repo.format.canonical import Fields
 
 __all__ = [
-    "PLACE_BYTES",
+    "CopyRow",
     "MarkTimes",
+    "PLACE_BYTES",
     "PackRow",
     "PackState",
     "Place",
@@ -29,6 +39,8 @@ __all__ = [
     "SessionRow",
     "VerifiedBy",
     "check_root",
+    "copy_key",
+    "decode_copy_row",
     "decode_counter",
     "decode_mark_times",
     "decode_pack_row",
@@ -36,6 +48,7 @@ __all__ = [
     "decode_point_row",
     "decode_points_digest",
     "decode_session_row",
+    "encode_copy_row",
     "encode_counter",
     "encode_mark_times",
     "encode_pack_row",
@@ -135,6 +148,31 @@ class PointRow:
     received_ms: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class CopyRow:
+    """What is known of a copy of a restore point in another repository. Times are Unix seconds, 0 for never.
+
+    Args:
+        point: its id here.
+        compared: when both sides were last found to list it.
+        sampled: when a random share of what it needs was last proven there.
+        read: when all that it needs was.
+        address: of the other repository, for people.
+    """
+
+    point: PointId
+    repository: RepositoryId
+    compared: int
+    sampled: int
+    read: int
+    address: str
+
+    @property
+    def proven(self) -> int:
+        """When it was last proven, in whichever way."""
+        return max(self.compared, self.sampled, self.read)
+
+
 class MarkTimes(NamedTuple):
     """When a point was last forgotten or brought back, and pinned or unpinned; nanoseconds since 1970, or 0."""
 
@@ -185,6 +223,8 @@ _PACK: Final = struct.Struct("<16sBBxxIIQQQQQ")
 _COUNTER: Final = struct.Struct("<Q")
 _CRC: Final = struct.Struct("<I")
 _MARK_TIMES: Final = struct.Struct("<QQ")
+_COPY_TIMES: Final = struct.Struct("<QQQ")
+_REPOSITORY_ID_BYTES: Final = 16
 _NUMBER: Final = struct.Struct(">I")
 _EPOCH: Final = struct.Struct("<I")
 _RECEIVED: Final = 4
@@ -243,6 +283,32 @@ def decode_mark_times(point: PointId, value: bytes | None) -> MarkTimes:
     if len(body) != _MARK_TIMES.size:
         raise DamagedIndex("a row of the index (marks) has a wrong length")
     return MarkTimes(*_MARK_TIMES.unpack(body))
+
+
+def copy_key(point: PointId, repository: RepositoryId) -> bytes:
+    """The key of a row of `copies`."""
+    return point + repository
+
+
+def encode_copy_row(row: CopyRow) -> bytes:
+    """The row of `copies`."""
+    times = _COPY_TIMES.pack(row.compared, row.sampled, row.read)
+    return _sealed(copy_key(row.point, row.repository), times + row.address.encode())
+
+
+def decode_copy_row(key: bytes, value: bytes) -> CopyRow:
+    """The row of `copies`.
+
+    Raises:
+        DamagedIndex: the row is damaged.
+    """
+    body = _opened(key, value, "copies")
+    if len(key) != ID_BYTES + _REPOSITORY_ID_BYTES or len(body) < _COPY_TIMES.size:
+        raise DamagedIndex("a row of the index (copies) has a wrong length")
+    address = body[_COPY_TIMES.size :].decode("utf-8", "replace")
+    point, repository = PointId(RecordId(bytes(key[:ID_BYTES]))), RepositoryId(bytes(key[ID_BYTES:]))
+    compared, sampled, read = _COPY_TIMES.unpack_from(body)
+    return CopyRow(point, repository, compared, sampled, read, address)
 
 
 def is_of_epoch(value: bytes, epoch: int) -> bool:

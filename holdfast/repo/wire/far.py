@@ -77,6 +77,8 @@ _ON_INDEX: Final[dict[type[m.Message], _Handler]] = {
     m.BeginCollection: FarIndex.begin_collection,
     m.NoteCollected: FarIndex.note_collected,
     m.WereCollected: FarIndex.collected,
+    m.ListCopies: FarIndex.copies,
+    m.NoteCopies: FarIndex.note_copies,
     m.Sweep: FarIndex.sweep,
     m.Drop: FarIndex.drop,
     m.ListLost: FarIndex.lost,

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Final
 
 from holdfast.errors import InternalError, PointNotFound, ProtocolError
-from holdfast.ids import NodeId, PackId, PointId, RecordId, SessionId
+from holdfast.ids import NodeId, PackId, PointId, RecordId, RepositoryId, SessionId
 from holdfast.repo.format import rows
 from holdfast.repo.format.record import Kind
 from holdfast.repo.format.rows import PackState, Place, PointRow
-from holdfast.repo.index import Batch, Index, NewRecord, PackProgress, PointChange
+from holdfast.repo.index import Batch, CopiesFound, Index, NewRecord, PackProgress, PointChange
 from holdfast.repo.lease import SESSION_LIFETIME_S
 from holdfast.repo.wire import messages as m
 from holdfast.repo.wire.proof import Proofs, manifest_is_proven
@@ -34,6 +34,7 @@ _MOST_WALKS: Final = 16
 _POINTS_BYTES: Final = 4 * MIB
 _NO_PLACE: Final = (0, 0, 0, 0, 0, 0)
 _MOST_NAME_BYTES: Final = 64
+_MOST_ADDRESS_BYTES: Final = 1024
 _KINDS: Final = frozenset({int(Kind.CHUNK), int(Kind.NODE), int(Kind.MANIFEST), int(Kind.MARK)})
 
 
@@ -259,6 +260,31 @@ class FarIndex:
         """Answers `WereCollected`."""
         return m.Ids(tuple(self.index.collected([PointId(RecordId(one)) for one in request.ids])), more=False)
 
+    def copies(self, request: m.ListCopies) -> m.Rows:
+        """Answers `ListCopies`."""
+        del request
+        found = [] if self._rights.append_only else self.index.copies()
+        return m.Rows(
+            tuple((rows.copy_key(row.point, row.repository), rows.encode_copy_row(row)) for row in found)
+        )
+
+    def note_copies(self, request: m.NoteCopies) -> m.Done:
+        """Answers `NoteCopies`."""
+        if len(request.address.encode()) > _MOST_ADDRESS_BYTES:
+            raise ProtocolError("the address of a repository is too long")
+        self.index.note_copies(
+            CopiesFound(
+                RepositoryId(request.repository),
+                request.address,
+                request.when,
+                _points(request.compared),
+                _points(request.sampled),
+                _points(request.read),
+                _points(request.absent),
+            )
+        )
+        return m.Done()
+
     def sweep(self, request: m.Sweep) -> m.Removed:
         """Answers `Sweep`."""
         swept = self.index.sweep([RecordId(one) for one in request.ids], request.before)
@@ -325,6 +351,10 @@ def _names(names: tuple[bytes, ...]) -> list[bytes]:
     if not all(0 < len(name) <= _MOST_NAME_BYTES for name in names):
         raise ProtocolError("an alias is too long, or empty")
     return list(names)
+
+
+def _points(ids: Sequence[bytes]) -> list[PointId]:
+    return [PointId(RecordId(one)) for one in ids]
 
 
 def _row_of(place: Place) -> tuple[int, int, int, int, int, int]:

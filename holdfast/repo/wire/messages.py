@@ -707,6 +707,27 @@ class RemovePack(Request[Truth]):
 
 
 @dataclass(frozen=True, slots=True)
+class ListCopies(Request[Rows]):
+    """All rows of `copies`; none for clients that may only add: where else points are is not for them."""
+
+    answer: ClassVar = Rows
+
+
+@dataclass(frozen=True, slots=True)
+class NoteCopies(Request[Done]):
+    """See `Index.note_copies`. `address` has at most 1024 bytes."""
+
+    answer: ClassVar = Done
+    repository: bytes
+    address: str
+    when: int
+    compared: tuple[bytes, ...]
+    sampled: tuple[bytes, ...]
+    read: tuple[bytes, ...]
+    absent: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class WereCollected(Request[Ids]):
     """Which of some points were collected; see `Index.collected`."""
 
@@ -724,6 +745,7 @@ class GetChanges(Request[Number]):
 _RECORD: Final = fixed(ID_BYTES)
 _PACK: Final = fixed(PACK_ID_BYTES)
 _SESSION: Final = fixed(SESSION_ID_BYTES)
+_REPOSITORY: Final = fixed(16)
 
 _LAYOUTS: Final[Mapping[type[Message], tuple[int, tuple[Field, ...]]]] = {
     Failure: (1, (U16, TEXT, TEXT)),
@@ -830,6 +852,8 @@ _LAYOUTS: Final[Mapping[type[Message], tuple[int, tuple[Field, ...]]]] = {
     RemovePack: (150, (U32,)),
     GetChanges: (151, ()),
     WereCollected: (152, (many(_RECORD),)),
+    ListCopies: (153, ()),
+    NoteCopies: (154, (_REPOSITORY, TEXT, U64, many(_RECORD), many(_RECORD), many(_RECORD), many(_RECORD))),
 }
 _BY_NUMBER: Final = {number: (cls, layout) for cls, (number, layout) in _LAYOUTS.items()}
 

@@ -17,8 +17,8 @@ from typing import Final
 from holdfast.errors import DamagedIndex, LinkError, ProtocolError
 from holdfast.ids import ID_BYTES, NodeId, PointId, RecordId, SessionId
 from holdfast.repo.format import rows
-from holdfast.repo.format.rows import PLACE_BYTES, PackRow, Place, PointRow, SessionRow
-from holdfast.repo.index import Batch, Committed, IndexFigures, Swept
+from holdfast.repo.format.rows import PLACE_BYTES, CopyRow, PackRow, Place, PointRow, SessionRow
+from holdfast.repo.index import Batch, Committed, CopiesFound, IndexFigures, Swept
 from holdfast.repo.index import Collection as Collected
 from holdfast.repo.wire import messages as m
 from holdfast.repo.wire.near import Connection
@@ -177,6 +177,24 @@ class RemoteIndex:
             answer = self._connection.ask(m.WereCollected(tuple(asked)))
             found.update(PointId(RecordId(one)) for one in answer.ids)
         return frozenset(found.intersection(ids))
+
+    def copies(self) -> list[CopyRow]:
+        """See `Index.copies`."""
+        found = self._connection.ask(m.ListCopies()).rows
+        return [rows.decode_copy_row(key, value) for key, value in found]
+
+    def note_copies(self, found: CopiesFound) -> None:
+        """See `Index.note_copies`."""
+        request = m.NoteCopies(
+            found.repository,
+            found.address,
+            found.when,
+            tuple(found.compared),
+            tuple(found.sampled),
+            tuple(found.read),
+            tuple(found.absent),
+        )
+        self._connection.ask(request)
 
     def sweep(self, ids: Sequence[RecordId], before: int) -> Swept:
         """See `Index.sweep`."""

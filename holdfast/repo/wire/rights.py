@@ -22,7 +22,7 @@ _READING: Final = frozenset(
         m.ListPacks, m.PackLength, m.ReadPack, m.ListRecords, m.ScanPack, m.Challenge, m.FreeBytes, m.AllocatedBytes, m.CanPunch,
         m.CloseWriter, m.Lookup, m.ScanChunks, m.ListPackRows, m.ListPoints, m.GetPoints, m.ListSessions,
         m.GetRoots, m.GetFigures, m.ListLost, m.GetAliases, m.ScanAliases, m.GetPackRow, m.GetChanges,
-        m.WereCollected,
+        m.WereCollected, m.ListCopies,
     }
 )  # fmt: skip
 _ADDING: Final = frozenset(

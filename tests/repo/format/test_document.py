@@ -429,6 +429,17 @@ def test_rows(tables: Tables) -> None:
         "id": PACK, "state": 2, "verified_by": 3, "reserved": bytes(2), "records": 12, "dead_records": 17, "committed_bytes": 11, "live_bytes": 13,
         "dead_bytes": 14, "created": 15, "verified": 16, "crc": zlib.crc32(rows.pack_key(7) + data[:-4]),
     }  # fmt: skip
+    copy = rows.CopyRow(PointId(key), RepositoryId(b"R" * 16), 1, 2, 3, "ssh://nas/høst")
+    copied = rows.copy_key(copy.point, copy.repository)
+    data = rows.encode_copy_row(copy)
+    assert copied == key + b"R" * 16
+    assert read(tables["row-copies"], data, n=len(copy.address.encode())) == {
+        "compared": 1,
+        "sampled": 2,
+        "read": 3,
+        "address": copy.address.encode(),
+        "crc": zlib.crc32(copied + data[:-4]),
+    }
     for flags in range(8):
         received = 1_700_000_000_123 if flags & 4 else 0
         point = rows.PointRow(PointId(key), bool(flags & 1), bool(flags & 2), PACK, b"record", received)

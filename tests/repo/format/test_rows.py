@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.errors import DamagedIndex, HoldfastError
-from holdfast.ids import PackId, PointId, RecordId, SessionId
+from holdfast.ids import PackId, PointId, RecordId, RepositoryId, SessionId
 from holdfast.repo.format import rows
-from holdfast.repo.format.rows import PackRow, PackState, Place, PointRow, PointsDigest, SessionRow
+from holdfast.repo.format.rows import CopyRow, PackRow, PackState, Place, PointRow, PointsDigest, SessionRow
 
 Survives = Callable[[Callable[[], object], tuple[type[HoldfastError], ...]], bool]
 
@@ -100,6 +100,11 @@ def test_keys_of_packs_are_in_the_order_of_their_numbers(numbers: list[int]) -> 
     assert [rows.pack_key(n) for n in sorted(numbers)] == sorted(rows.pack_key(n) for n in numbers)
 
 
+def test_a_copy_is_read_as_it_was_written() -> None:
+    assert rows.decode_copy_row(COPY_KEY, rows.encode_copy_row(COPY)) == COPY
+    assert COPY.proven == 3
+
+
 def test_frozen_rows() -> None:
     assert rows.encode_place(KEY, PLACE).hex() == "0100000002000000030000000400000005000000010016ed1b65"
     assert (
@@ -125,7 +130,11 @@ def test_frozen_rows() -> None:
 
 Decode = Callable[[bytes, bytes], object]
 
+COPY = CopyRow(PointId(KEY), RepositoryId(b"R" * 16), 1, 2, 3, "ssh://nas/høst")
+COPY_KEY = rows.copy_key(COPY.point, COPY.repository)
+
 EVERY: list[tuple[bytes, bytes, Decode]] = [
+    (COPY_KEY, rows.encode_copy_row(COPY), rows.decode_copy_row),
     (KEY, rows.encode_place(KEY, PLACE), rows.decode_place),
     (rows.pack_key(7), rows.encode_pack_row(PACK), rows.decode_pack_row),
     (KEY, rows.encode_point_row(POINT), rows.decode_point_row),
@@ -138,7 +147,7 @@ EVERY: list[tuple[bytes, bytes, Decode]] = [
 every_row = pytest.mark.parametrize(
     ("key", "value", "decode"),
     EVERY,
-    ids=["place", "pack", "point", "received point", "session", "counter", "digest", "root"],
+    ids=["copy", "place", "pack", "point", "received point", "session", "counter", "digest", "root"],
 )
 
 
@@ -168,7 +177,11 @@ def test_cut_off_and_longer_rows_are_noticed(key: bytes, value: bytes, decode: D
 
 @pytest.mark.parametrize(
     ("key", "value", "decode"),
-    [row for row in EVERY if row[2] not in (rows.decode_point_row, rows.decode_session_row)],  # of any length
+    [
+        row
+        for row in EVERY
+        if row[2] not in (rows.decode_point_row, rows.decode_session_row, rows.decode_copy_row)
+    ],  # of any length
 )
 def test_rows_of_a_wrong_length_with_a_right_checksum_are_noticed(
     key: bytes, value: bytes, decode: Decode

@@ -17,8 +17,8 @@ from typing import TypeVar
 
 from holdfast.errors import DiskFull, HoldfastError, StorageError
 from holdfast.ids import NodeId, PackId, PointId, RecordId, SessionId
-from holdfast.repo.format.rows import PackRow, Place, PointRow, SessionRow
-from holdfast.repo.index import Batch, Collection, Committed, Index, IndexFigures, Swept
+from holdfast.repo.format.rows import CopyRow, PackRow, Place, PointRow, SessionRow
+from holdfast.repo.index import Batch, Collection, Committed, CopiesFound, Index, IndexFigures, Swept
 from holdfast.repo.packs import PackStore, PackWriter
 
 T = TypeVar("T")
@@ -282,6 +282,12 @@ class FaultyIndex:
 
     def collected(self, ids: Sequence[PointId]) -> frozenset[PointId]:
         return self._index.collected(ids)
+
+    def copies(self) -> list[CopyRow]:
+        return self._index.copies()
+
+    def note_copies(self, found: CopiesFound) -> None:
+        self._faults.run("note_copies", lambda: self._index.note_copies(found))
 
     def scan_rows(self, after: RecordId | None, limit: int) -> tuple[bytes, bytes]:
         return self._index.scan_rows(after, limit)

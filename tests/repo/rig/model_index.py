@@ -10,9 +10,10 @@ from collections.abc import Collection as Collection_
 from dataclasses import dataclass, field, replace
 
 from holdfast.errors import PointNotFound, SessionGone
-from holdfast.ids import NodeId, PackId, PointId, RecordId, SessionId
+from holdfast.ids import NodeId, PackId, PointId, RecordId, RepositoryId, SessionId
 from holdfast.repo.format.record import RECORD_HEADER_BYTES
 from holdfast.repo.format.rows import (
+    CopyRow,
     PackRow,
     PackState,
     Place,
@@ -21,7 +22,7 @@ from holdfast.repo.format.rows import (
     VerifiedBy,
     encode_place,
 )
-from holdfast.repo.index import Batch, Collection, Committed, IndexFigures, Swept
+from holdfast.repo.index import Batch, Collection, Committed, CopiesFound, IndexFigures, Swept
 
 
 @dataclass
@@ -35,6 +36,7 @@ class _State:
     collected: set[PointId] = field(default_factory=set)
     marked: dict[tuple[PointId, str], int] = field(default_factory=dict)
     aliases: dict[bytes, RecordId] = field(default_factory=dict)
+    copies: dict[tuple[PointId, RepositoryId], CopyRow] = field(default_factory=dict)
     next_pack: int = 1
     epoch: int = 1
 
@@ -237,6 +239,7 @@ class ModelIndex:
             gone = [row.id for row in self.points() if row.hidden and row.id not in held]
             self._state.points = {i: row for i, row in self._state.points.items() if i not in gone}
             self._state.collected = self._state.collected | set(gone)
+            self._state.copies = {key: row for key, row in self._state.copies.items() if key[0] not in gone}
             return Collection(self._state.epoch, tuple(gone))
 
     def note_collected(self, points: Collection_[PointId]) -> None:
@@ -245,6 +248,25 @@ class ModelIndex:
 
     def collected(self, ids: Sequence[PointId]) -> frozenset[PointId]:
         return frozenset(self._state.collected.intersection(ids))
+
+    def copies(self) -> list[CopyRow]:
+        return [self._state.copies[key] for key in sorted(self._state.copies)]
+
+    def note_copies(self, found: CopiesFound) -> None:
+        with self._lock:
+            for point in found.absent:
+                self._state.copies.pop((point, found.repository), None)
+            for point in set(found.compared) & self._state.points.keys():
+                key = point, found.repository
+                known = self._state.copies.get(key)
+                self._state.copies[key] = CopyRow(
+                    point,
+                    found.repository,
+                    found.when,
+                    found.when if point in found.sampled else known.sampled if known else 0,
+                    found.when if point in found.read else known.read if known else 0,
+                    found.address,
+                )
 
     def scan_rows(self, after: RecordId | None, limit: int) -> tuple[bytes, bytes]:
         found = self.scan(after, limit)
