@@ -244,13 +244,17 @@ class PackChecker:
         table = None
         if row.state is PackState.SEALED and not look.unsound:
             table = self._table(row, look)
-        scanned = scanner_of(self._packs, row.id, max(end, PACK_HEADER_BYTES), payloads=False, reported=True)
+        scan_end = max(end if table is None else end - FOOTER_BYTES, PACK_HEADER_BYTES)
+        scanned = scanner_of(self._packs, row.id, scan_end, payloads=False, reported=True)
         entries = (
             table if table is not None else [TableEntry.of(r.header, r.offset) for r in scanned.records()]
         )
         here = self._in_index(row, [e for e in entries if e.kind is not Kind.TABLE], table is not None, look)
         missing = row.records - len(here)
         if missing:
+            if table is not None:  # it may have been made after the damage, of what was left
+                for _ in scanned.records():
+                    pass
             look.broken = _Broken(here.keys(), f"pack {name} has no intact record there")
             if scanned.damaged and not read_data:
                 _find_damaged(self._packs, look, row, scanned.damaged)

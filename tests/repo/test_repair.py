@@ -502,6 +502,34 @@ def test_what_is_forgotten_and_pinned_stays_so(pair: Pair, rng: random.Random) -
         assert repository.pinned() == {second.id}
 
 
+def test_a_pack_that_was_sealed_after_its_damage_is_healed(tmp_path: Path, rng: random.Random) -> None:
+    """Its table is made of the headers that are left, so that it is whole itself and names fewer records than the index."""
+    path, units = tmp_path / "repo", list(range(1, 9))
+    with Repository.init(str(path), SMALL, notify=quiet) as repository:
+        repository.backup(machine_of([content(units)]), replace(ONE_WORKER, time=1_700_000_000))
+    with Repository.init(str(tmp_path / "other"), SMALL, notify=quiet) as other:
+        with Repository.open(str(path), notify=quiet) as repository:
+            repository.replicate(other, repository.points())
+        found = [one for one in records_of(LocalPackStore(str(path / "packs"))) if one.kind is Kind.CHUNK]
+        (file,) = path.rglob("*.pack")
+        data = bytearray(file.read_bytes())
+        for one in rng.sample(found, 2):
+            data[one.offset + rng.randrange(72)] ^= 1
+        file.write_bytes(bytes(data))
+        with Repository.open(str(path), notify=quiet) as repository:
+            later = machine_of([content(range(100, 140))], name="later")
+            repository.backup(later, replace(ONE_WORKER, time=1_700_000_001))
+            row = next(row for row in repository._index().packs() if row.id.hex() == file.stem)
+            assert row.state is PackState.SEALED
+            for read_data in (False, True):
+                report = repository.check(read_data=read_data)
+                assert {finding.kind for finding in report.findings} == {"pack"}
+            _, repaired = repository.repair(other)
+            assert (repaired.healed_total, repaired.others) == (2, [])
+            assert repaired.complete
+            assert_clean(repository.check(read_data=True))
+
+
 def test_repairs_that_are_killed(pair: Pair, rng: random.Random) -> None:
     """Each time something has been healed or not; in the end everything is, and nothing was lost on the way."""
     landed = 0
