@@ -9,6 +9,7 @@ import click
 
 from holdfast.cli.commands.check import open_other
 from holdfast.cli.invocation import Invocation
+from holdfast.cli.meanwhile import imported_meanwhile
 from holdfast.cli.options import repository_options, workers_option
 from holdfast.cli.output import Json, print_json, say, warn
 from holdfast.cli.progress import progress
@@ -100,8 +101,9 @@ def command(
     rate = parse_rate(max_rate) if max_rate else None
     wanted = _Wanted(vm, _pairs(label), last, None if since is None else parse_time(since))
     with contextlib.ExitStack() as stack:
-        mine = stack.enter_context(invocation.open_repository())
-        other = open_other(invocation, stack, to or source or "", other_password_file)
+        with imported_meanwhile("holdfast.repo.replicate", invocation.address, to, source):
+            mine = stack.enter_context(invocation.open_repository())
+            other = open_other(invocation, stack, to or source or "", other_password_file)
         one, two = (mine, other) if to is not None else (other, mine)
         if mirror_retention:
             two.require_removing()
