@@ -205,7 +205,7 @@ def test_what_is_verified_over_there_is_not_sent_back(
     half = holdfast("replicate", "-r", a, "--to", b, "--verify")
     assert half.code == 100
     assert "1 sent here and opened" in half.out
-    assert "1 of the records that the target has are missing or damaged in the source" in half.err
+    assert "1 of the records that were compared could not be had from the source" in half.err
 
 
 def test_copies_are_noted_where_that_is_allowed(

@@ -249,7 +249,7 @@ def _verify(
             if proven.not_here:
                 warn(
                     invocation,
-                    f"{proven.not_here} of the records that the target has are missing or damaged in the source; "
+                    f"{proven.not_here} of the records that were compared could not be had from the source, which lacks them or has them damaged; "
                     "'holdfast check --repair --from' heals them",
                 )
                 invocation.exit_code = EXIT_WARNINGS
