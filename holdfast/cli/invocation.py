@@ -59,21 +59,25 @@ class Invocation:
             )
         return checked_address(address)
 
-    def open_repository(self, unlock: Unlock = "now") -> Repository:
+    def open_repository(self, unlock: Unlock = "now", engine: str = "") -> Repository:
         """The repository that is meant, open.
 
         Args:
             unlock: get the password `now`, before a progress bar is in the way of its prompt; `if possible`:
                 only if there is one; `later`: when the engine needs it, if it does.
+            engine: a module that will be needed; it is loaded while another host is waited for.
         """
+        from holdfast.cli.meanwhile import imported_meanwhile
         from holdfast.cli.output import notice
         from holdfast.cli.passwords import current_password, unlock_patiently
         from holdfast.repo.repository import Repository
 
         password = current_password(self)
-        repository = Repository.open(
-            self.repository_path(), password=password, notify=lambda message: notice(self, message)
-        )
+        path = self.repository_path()
+        with imported_meanwhile(engine, path):
+            repository = Repository.open(
+                path, password=password, notify=lambda message: notice(self, message)
+            )
         if unlock == "now" or (unlock == "if possible" and password is not None):
             try:
                 unlock_patiently(self, repository)

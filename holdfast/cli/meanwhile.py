@@ -17,10 +17,14 @@ __all__ = ["imported_meanwhile"]
 
 @contextlib.contextmanager
 def imported_meanwhile(module: str, *addresses: str | None) -> Iterator[None]:
-    """Loads a module, and all that it needs, beside what is done within, if an address is on another host."""
+    """Loads a module, and all that it needs, beside what is done within, if an address is on another host.
+
+    Args:
+        module: empty: none.
+    """
     from holdfast.ssh.address import parse_place
 
-    if not any(address and parse_place(address) for address in addresses):
+    if not module or not any(address and parse_place(address) for address in addresses):
         yield
         return
     loading = threading.Thread(target=_load, args=(module,), name="holdfast-import", daemon=True)

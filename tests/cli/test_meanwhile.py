@@ -37,6 +37,11 @@ def test_nothing_is_imported_where_nobody_waits(addresses: tuple[str | None, ...
     assert NAME not in sys.modules
 
 
+def test_no_module_is_nothing_to_import() -> None:
+    with imported_meanwhile("", "ssh://nas/repo"):
+        pass
+
+
 def test_a_module_that_fails_is_left_to_whoever_needs_it(module: Path) -> None:
     module.write_text("raise RuntimeError('no')\n")
     with imported_meanwhile(NAME, "ssh://nas/repo"):

@@ -178,7 +178,7 @@ def command(
         back_up_several(invocation, context, sources, parallel, states)
         return
     failed: HoldfastError | None = None
-    with invocation.open_repository() as repository:
+    with invocation.open_repository(engine="holdfast.repo.backup") as repository:
         if repository.config.encryption is None and password_is_given(invocation):
             notice(
                 invocation,
