@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final, Self
 from holdfast.chunker import ChunkerParams, make_chunker
 from holdfast.disk import BlockSink, Machine
 from holdfast.errors import (
+    DamagedConfig,
     DamagedData,
     DamagedPoint,
     DiskFull,
@@ -42,7 +43,7 @@ from holdfast.errors import (
 from holdfast.ids import PointId, RecordId, RepositoryId, SessionId
 from holdfast.repo import keys as key_slots
 from holdfast.repo.codec import Opener, Sealer
-from holdfast.repo.format.config import Cipher, Compression, Config, KeySlot
+from holdfast.repo.format.config import Cipher, Compression, Config, KeySlot, decode_config, encode_config
 from holdfast.repo.format.manifest import ContentTree
 from holdfast.repo.format.mark import Action, Mark, encode_mark
 from holdfast.repo.format.record import Kind
@@ -229,6 +230,7 @@ class Repository:
             master = master or key_slots.new_master_key()
             text = source() if source else ""
             config = key_slots.with_encryption(config, options.cipher, master, text, now)
+        _require_readable(config)
         place = place_of(path)
         try:
             place.create(config)
@@ -1151,6 +1153,14 @@ class Repository:
                 f"the repository uses {self.config.write_blocker}; this Holdfast can read it, but not write to it",
                 hint="use a newer Holdfast",
             )
+
+
+def _require_readable(config: Config) -> None:
+    """Raises UsageError if a repository with that configuration could not be opened again."""
+    try:
+        decode_config(encode_config(config))
+    except DamagedConfig as error:
+        raise UsageError(f"no repository can be made with these options: {error.message}") from None
 
 
 def _password_source(password: Passwords | str | None) -> Passwords | None:

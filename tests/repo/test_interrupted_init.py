@@ -11,9 +11,9 @@ import pytest
 from rig.disks import content, machine_of
 from rig.engine import ONE_WORKER, SMALL, assert_clean, quiet
 
-from holdfast.errors import RepositoryExists
+from holdfast.errors import RepositoryExists, UsageError
 from holdfast.repo import keys
-from holdfast.repo.repository import Repository
+from holdfast.repo.repository import InitOptions, Repository
 
 LEFT = {
     "an empty folder": [],
@@ -92,3 +92,18 @@ def test_a_key_that_a_killed_command_was_about_to_add_goes_with_the_next_change(
             file.write_bytes((path / "config.json").read_bytes())
         repository.remove_key(slot.id)
     assert not any(file.exists() for file in unfinished)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        InitOptions(segment_bytes=256 << 10),
+        InitOptions(segment_bytes=3 << 20),
+        InitOptions(pack_bytes=1000),
+        InitOptions(compression_level=30),
+    ],
+)
+def test_what_could_not_be_opened_again_is_not_made(tmp_path: Path, options: InitOptions) -> None:
+    with pytest.raises(UsageError, match="no repository can be made with these options"):
+        Repository.init(str(tmp_path / "repo"), options)
+    assert not (tmp_path / "repo").exists()
