@@ -15,8 +15,9 @@ from holdfast.errors import EXIT_INTERRUPTED, HoldfastError, InternalError, Usag
 
 if TYPE_CHECKING:
     from holdfast.cli.invocation import Invocation
+    from holdfast.cli.output import Json
 
-__all__ = ["EXIT_BROKEN_PIPE", "debugging", "print_failure", "report"]
+__all__ = ["EXIT_BROKEN_PIPE", "debugging", "explained", "failure_record", "print_failure", "report"]
 
 EXIT_BROKEN_PIPE: Final = 141
 """What a shell reports of a program that SIGPIPE ended; no failure of ours."""
@@ -35,13 +36,14 @@ def report(error: BaseException, invocation: Invocation) -> int:
         traceback.print_exception(error)
     if isinstance(error, BrokenPipeError):
         return EXIT_BROKEN_PIPE
-    code, message, hint = _explained(error, invocation)
+    code, message, hint = explained(error, invocation)
     if message:
-        print_failure(message, code, hint, json=invocation.json)
+        print_failure(message, code, hint, json=invocation.json, log=invocation.log_path)
     return code
 
 
-def _explained(error: BaseException, invocation: Invocation) -> tuple[int, str, str]:
+def explained(error: BaseException, invocation: Invocation) -> tuple[int, str, str]:
+    """The exit code, the sentence and the hint of what ended a command; no sentence if nothing is to be said."""
     if isinstance(error, HoldfastError):
         return error.exit_code, error.message, error.hint
     if isinstance(error, KeyboardInterrupt):
@@ -90,16 +92,27 @@ def _of_click(error: BaseException, invocation: Invocation) -> tuple[int, str, s
     return None
 
 
-def print_failure(message: str, code: int, hint: str, *, json: bool) -> None:
-    """Puts a failure on stderr."""
+def failure_record(message: str, code: int, hint: str, log: str = "") -> dict[str, Json]:
+    """A failure for programs. What has no log says nothing of one."""
+    record: dict[str, Json] = {"type": "error", "code": code, "message": message, "hint": hint}
+    return record | {"log": log} if log else record
+
+
+def print_failure(message: str, code: int, hint: str, *, json: bool, log: str = "") -> None:
+    """Puts a failure on stderr.
+
+    Args:
+        log: path of the log of the run that failed; empty if it has none.
+    """
     from holdfast.cli.output import as_json, shown
 
     if json:
-        text = as_json({"type": "error", "code": code, "message": message, "hint": hint})
+        text = as_json(failure_record(message, code, hint, log))
     else:
         # behind the ^C that a terminal shows
         before = "\n" if code == EXIT_INTERRUPTED and sys.stderr is not None and sys.stderr.isatty() else ""
         text = f"{before}holdfast: {shown(message)}" + (f"\n  hint: {shown(hint)}" if hint else "")
+        text += f"\n  log: {shown(log)}" if log else ""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stdout.flush()
     with contextlib.suppress(OSError, ValueError, AttributeError):

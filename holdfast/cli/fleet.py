@@ -83,7 +83,7 @@ def run_fleet(
 
     Args:
         arguments: of the command for one source.
-        hear: told each line (JSON) of each source but its progress.
+        hear: told each line (JSON) of each source.
         password: of the repository, if it was typed; passed on by a pipe.
     """
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -107,10 +107,9 @@ def run_fleet(
                     progress.update(
                         sum(one[0] for one in state.values()), sum(one[1] for one in state.values())
                     )
-                else:
-                    if value.get("type") == "summary":
-                        last[:] = [value]
-                    hear(sources[number], value)
+                elif value.get("type") == "summary":
+                    last[:] = [value]
+                hear(sources[number], value)
 
     def work() -> None:
         while not stopping.is_set():

@@ -14,6 +14,8 @@ from holdfast.cli.output import notice, warn
 from holdfast.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from holdfast.cli.invocation import Invocation
     from holdfast.cli.progress import Progress
     from holdfast.esxi.machine import Request
@@ -32,6 +34,15 @@ class HostBackup:
     request: Request
     via: Via | None
 
+    def shown(self) -> str:
+        """In words, for a log."""
+        request = self.request
+        via = f"--via {self.via}" if self.via else "by the host's own Python if it has one"
+        words = [request.how, via]
+        words += [name for name in ("quiesce", "memory", "force_off") if getattr(request, name)]
+        words += [f"only the disk {disk}" for disk in request.disks]
+        return ", ".join(words)
+
 
 def back_up_from_host(
     invocation: Invocation,
@@ -41,8 +52,12 @@ def back_up_from_host(
     how: HostBackup,
     options: BackupOptions,
     show: contextlib.AbstractContextManager[Progress],
+    note: Callable[[str], None],
 ) -> tuple[BackupSummary, tuple[str, ...]]:
     """What the backup did, and what could not be put right afterwards; of the latter the user was told.
+
+    Args:
+        note: told step by step what is done, for a log.
 
     Raises:
         SourceError, LinkError: the VM can not be backed up.
@@ -60,7 +75,7 @@ def back_up_from_host(
         warn(invocation, text)
 
     with contextlib.ExitStack() as stack:
-        session = stack.enter_context(open_session(place.host))
+        session = stack.enter_context(open_session(place.host, note))
         for text in settle_abandoned(session, lambda text: notice(invocation, text)):
             trouble(text)
         skew_s = round(session.view.clock_s() - time.time())
@@ -69,6 +84,7 @@ def back_up_from_host(
                 invocation,
                 f"the clock of {place.host} is off by {skew_s:+d} s; the restore point carries this machine's time",
             )
+        session.note_host()
         vm = session.view.find(place.rest)
         files = host_files(session, how.via, lambda text: notice(invocation, text))
         stack.callback(files.close)

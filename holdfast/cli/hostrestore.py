@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 
 from holdfast.cli.linked import open_session, parse_esxi
 from holdfast.errors import DestinationExists, SourceNotFound, UsageError
+from holdfast.units import format_size
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from holdfast.cli.progress import Progress
     from holdfast.esxi.host import HostSession
     from holdfast.esxi.inventory import Vm
@@ -59,8 +62,12 @@ def bring_back(
     wanted: HostRestore,
     progress: Progress,
     workers: int | None,
+    note: Callable[[str], None],
 ) -> BroughtBack:
     """Restores a point to a host.
+
+    Args:
+        note: told step by step what is done, for a log.
 
     Raises:
         DestinationExists: the folder exists, and it was not said that it may be changed.
@@ -76,7 +83,8 @@ def bring_back(
             f"'{dest}' names no folder of a datastore",
             hint="write esxi://HOST/DATASTORE or esxi://HOST/DATASTORE/NEWNAME",
         )
-    with open_session(place.host) as session:
+    with open_session(place.host, note) as session:
+        session.note_host()
         _require_datastore(session, store)
         folder = f"/vmfs/volumes/{store}/{name}"
         began_s = time.monotonic()
@@ -110,6 +118,11 @@ def _anew(
     names = new_disk_names([disk.info for disk in disks])
     target = NewFolder(session, folder, point.id.hex())
     target.claim()
+    session.note(
+        f"going on with the folder {folder}, which an interrupted run has left"
+        if target.resumed
+        else f"made the folder {folder}, marked incomplete"
+    )
     new_uuid = (
         wanted.new_uuid if wanted.new_uuid is not None else _is_registered(session, point.manifest.vm_uuid)
     )
@@ -117,6 +130,8 @@ def _anew(
     written = 0
     with contextlib.closing(AgentFiles(session.bulk.start)) as files:
         flats = [(disk, target.make_disk(disk.info, names[disk.info.name])) for disk in disks]
+        for disk, flat in flats:
+            session.note(f"writing {disk.info.name} ({format_size(disk.info.size_bytes)}) to {flat}")
         if target.resumed:
             done = 0
             for disk, flat in flats:
@@ -142,6 +157,7 @@ def _anew(
             for sink in sinks:
                 sink.finish()
             written = counters.bytes_written
+    session.note(f"{format_size(written)} were written, read back and found right")
     for disk in disks:
         if not new_uuid:
             target.keep_disk_uuid(disk.info, names[disk.info.name])
@@ -164,6 +180,7 @@ def _anew(
         warnings += made.warnings
         target.put(vmx_name, made.data)
     target.complete()
+    session.note("the folder is complete, and no longer marked")
     if not (wanted.register or wanted.power_on):
         return written, None, warnings
     if not vmx_name:
@@ -171,8 +188,10 @@ def _anew(
             "the restore point is of a single disk: there is no VM to register", hint="leave --register out"
         )
     vm = register(session, f"{folder}/{vmx_name}", given)
+    session.note(f"registered {vm.shown}, UUIDs {'new' if new_uuid else 'kept'}")
     if wanted.power_on:
         PowerSwitch(session.view, session.patience).start(vm, copied=new_uuid)
+        session.note("it was started")
     return written, vm.id, warnings
 
 
@@ -205,6 +224,8 @@ def _in_place(
                 hint="restore it into a new folder",
             )
         flats.append((disk, posixpath.join(posixpath.dirname(path), extents[0].file_name)))
+    for disk, flat in flats:
+        session.note(f"writing what differs in {flat} of {vm.shown} from {disk.info.name}")
     total, done, written = sum(disk.info.size_bytes for disk, _ in flats), 0, 0
     with contextlib.closing(AgentFiles(session.bulk.start)) as files:
         for disk, flat in flats:

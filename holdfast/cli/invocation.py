@@ -13,6 +13,7 @@ from holdfast.cli.settings import Settings
 from holdfast.errors import UsageError
 
 if TYPE_CHECKING:
+    from holdfast.cli.run_log import RunLog
     from holdfast.repo.repository import Repository
 
 __all__ = ["Invocation", "Unlock", "checked_address"]
@@ -31,6 +32,7 @@ class Invocation:
         settings: what the configuration file says.
         exit_code: of a command that ends without an exception.
         if_interrupted: what the user should know when Ctrl-C ends the command now.
+        run_log: of the run on a host that is under way, or that has just failed.
     """
 
     json: bool = False
@@ -40,6 +42,12 @@ class Invocation:
     settings: Settings = field(default_factory=Settings)
     exit_code: int = 0
     if_interrupted: str = ""
+    run_log: RunLog | None = None
+
+    @property
+    def log_path(self) -> str:
+        """Where that log is; empty if there is none."""
+        return self.run_log.path if self.run_log is not None else ""
 
     @property
     def address(self) -> str:

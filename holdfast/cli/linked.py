@@ -56,8 +56,11 @@ def host_book() -> HostBook:
     return HostBook(config_folder())
 
 
-def open_session(name: str) -> HostSession:
+def open_session(name: str, note: Callable[[str], None] = lambda _text: None) -> HostSession:
     """A session with the linked host of that name; close it.
+
+    Args:
+        note: told step by step what is done there.
 
     Raises:
         SourceNotFound: none is called so.
@@ -65,7 +68,7 @@ def open_session(name: str) -> HostSession:
     from holdfast.esxi.host import HostSession
 
     book = host_book()
-    return HostSession(book, book.get(name))
+    return HostSession(book, book.get(name), note=note)
 
 
 def host_files(session: HostSession, via: Via | None, tell: Callable[[str], None]) -> EnduringFiles:

@@ -9,7 +9,7 @@ import click
 
 from holdfast.cli.invocation import Invocation
 
-__all__ = ["json_option", "repository_options", "workers_option"]
+__all__ = ["json_option", "log_dir_option", "repository_options", "workers_option"]
 
 C = TypeVar("C", bound=Callable[..., object])
 
@@ -57,6 +57,17 @@ def repository_options(function: C) -> C:
     ):
         function = option(function)
     return function
+
+
+def log_dir_option(function: C) -> C:
+    """`--log-dir`."""
+    return click.option(
+        "--log-dir",
+        metavar="DIR",
+        default="",
+        envvar="HOLDFAST_LOG_DIR",
+        help="Where each run on a host leaves its log. [env: HOLDFAST_LOG_DIR; default: holdfast/logs in XDG_STATE_HOME, that is ~/.local/state]",
+    )(function)
 
 
 def workers_option(function: C) -> C:

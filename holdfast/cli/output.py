@@ -72,6 +72,8 @@ def say(text: str) -> None:
 
 def notice(invocation: Invocation, message: str) -> None:
     """Something that the user should know while the command goes on, on stderr."""
+    if invocation.run_log is not None:
+        invocation.run_log.note(message)
     if invocation.json:
         print(as_json({"type": "notice", "message": message}), file=sys.stderr, flush=True)
     else:
@@ -80,6 +82,8 @@ def notice(invocation: Invocation, message: str) -> None:
 
 def warn(invocation: Invocation, message: str) -> None:
     """Something that did not go as it should, on stderr."""
+    if invocation.run_log is not None:
+        invocation.run_log.note(message, "warning")
     if invocation.json:
         print(as_json({"type": "warning", "message": message}), file=sys.stderr, flush=True)
     else:

@@ -14,16 +14,20 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
+from holdfast.cli.failures import failure_record
 from holdfast.cli.output import as_json
 from holdfast.errors import storage_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from holdfast.cli.output import Json
     from holdfast.cli.progress import Progress
+    from holdfast.errors import HoldfastError
 
 __all__ = ["ProgressFile"]
+
+_PROGRESS: Final = ("type", "bytes_done", "bytes_total", "bytes_read", "bytes_new")
 
 _EVERY_S: Final = 0.5
 
@@ -71,6 +75,14 @@ class ProgressFile:
                     file.write(f"{as_json({'sources': list(self._last.values())})}\n")
                 os.replace(temporary, f"{self._path}.last")
 
+    def note_progress(self, source: str, value: Mapping[str, Json]) -> None:
+        """Takes progress down, of which some may be left out, as may members that are not of everybody's."""
+        self.note(source, {name: value[name] for name in _PROGRESS if name in value}, always=False)
+
+    def note_failure(self, source: str, error: HoldfastError, log: str) -> None:
+        """Takes down that a source failed, and the path of the log of that; empty if there is none."""
+        self.note(source, failure_record(error.message, error.exit_code, error.hint, log))
+
     @contextlib.contextmanager
     def around(self, source: str, shown: contextlib.AbstractContextManager[Progress]) -> Iterator[Progress]:
         """The progress of a source, taken down besides being shown."""
@@ -89,5 +101,6 @@ class _Both:
     def update(self, done: int, total: int, **details: int) -> None:
         """See `Progress`."""
         self._inner.update(done, total, **details)
-        state: dict[str, Json] = {"type": "progress", "bytes_done": done, "bytes_total": total, **details}
-        self._file.note(self._source, state, always=False)
+        self._file.note_progress(
+            self._source, {"type": "progress", "bytes_done": done, "bytes_total": total, **details}
+        )

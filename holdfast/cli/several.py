@@ -48,6 +48,9 @@ def back_up_several(
     options = same_options(context, _OURS)
 
     def hear(source: str, value: dict[str, Any]) -> None:
+        if value.get("type") == "progress":
+            states.note_progress(source, value)
+            return
         _hear(invocation, source, value)
         if value.get("type") in ("summary", "error"):
             states.note(source, value)
@@ -80,7 +83,11 @@ def _hear(invocation: Invocation, source: str, value: dict[str, Any]) -> None:
             warn(invocation, message)
         case "error":
             print_failure(
-                message, int(value.get("code", 1)), str(value.get("hint", "")), json=invocation.json
+                message,
+                int(value.get("code", 1)),
+                str(value.get("hint", "")),
+                json=invocation.json,
+                log=str(value.get("log", "")),
             )
         case _:
             notice(invocation, message)

@@ -6,10 +6,12 @@ the agent, control is an agent, too.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
-from holdfast.errors import KeyLimited
+from holdfast.errors import KeyLimited, SourceError
 from holdfast.esxi.agent.bundle import bootstrap_command
 from holdfast.esxi.agent_console import AgentConsole
 from holdfast.esxi.agent_link import AgentLink
@@ -26,11 +28,23 @@ __all__ = ["HostSession"]
 
 
 class HostSession:
-    """A host that is spoken to. Nothing is sent before the first command."""
+    """A host that is spoken to. Nothing is sent before the first command.
 
-    def __init__(self, book: HostBook, record: HostRecord, patience: Patience | None = None) -> None:
+    Args:
+        note: told step by step what is done there, for a log.
+    """
+
+    def __init__(
+        self,
+        book: HostBook,
+        record: HostRecord,
+        patience: Patience | None = None,
+        *,
+        note: Callable[[str], None] = lambda _text: None,
+    ) -> None:
         access = book.access(record)
         self.record: Final = record
+        self.note: Final = note
         self.control: Final = ParamikoLink(record.address, access)
         self.bulk: Final = OpenSshLink(record.address, access)
         self.console: Final[Console] = (
@@ -45,6 +59,14 @@ class HostSession:
     def name(self) -> str:
         """What the user calls it."""
         return self.record.name
+
+    def note_host(self) -> None:
+        """Has it noted what host it is. What the host does not tell is no failure here."""
+        with contextlib.suppress(SourceError):
+            self.note(
+                f"{self.name} is {self.record.address}, ESXi {self.view.version()}, Python {self.view.python() or 'none'}"
+                + (f"; our key is limited to '{self.record.restrict}'" if self.record.restrict else "")
+            )
 
     def level(self) -> str:
         """What the host says that our key is limited to; empty if it has a shell.

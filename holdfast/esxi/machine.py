@@ -144,9 +144,14 @@ def _held(
     vm, view = look.vm, session.view
     switch = PowerSwitch(view, session.patience, shutdown_s=request.shutdown_s)
     power = view.power(vm)
+    session.note(
+        f"the VM is {vm.shown}, UUID {vm.uuid}, in {printable(vm.vmx)}; it is {power} and has "
+        f"{sum(1 for root in look.snapshots for _ in root.walk())} snapshots of its own"
+    )
     if request.how != "hot" and power == "on":
         entry.update(power_on=True)
         switch.shut_down(vm, force=request.force_off)
+        session.note("it was shut down")
         power = "off"
     vmx_data, vmx = read_vmx(view, vm)
     attached = attached_paths(vm, vmx)
@@ -161,10 +166,12 @@ def _held(
             memory=request.memory and power == "on",
             quiesce=request.quiesce and power == "on",
         )
+        session.note(f"took the snapshot {taken.name}, which has the id {taken.id}")
         moved = attached_paths(vm, read_vmx(view, vm)[1])
         brought += [path for label, path in moved.items() if attached.get(label) != path]
         if request.how == "warm":
             switch.start(vm)
+            session.note("it was started again")
             entry.update(power_on=False)
     else:
         moved = attached
@@ -178,6 +185,8 @@ def _held(
     confirm = files.check = _confirmation(session, vm, taken, moved, disks)
     with contextlib.ExitStack() as opened:
         sources = [_opened(vm, disk, files, opened, warnings) for disk in disks]
+        for source in filter(None, sources):
+            session.note(_reading(*source))
         machine = _machine(
             session,
             vm,
@@ -275,6 +284,13 @@ def _opened(
         geometry=descriptor.geometry,
     )
     return disk, SourceDisk(info, found, found.scanner)
+
+
+def _reading(disk: _Disk, source: SourceDisk) -> str:
+    """How a disk is read, for a log."""
+    chain = " on ".join(printable(link.path) for link in disk.links)
+    how = "all its bytes travel" if source.scanner is None else "the host finds out what is new"
+    return f"reading the disk {disk.label} of {format_size(source.info.size_bytes)}, {chain}: {how}"
 
 
 def _machine(
@@ -409,8 +425,10 @@ def _put_right(
             for sentence in left:
                 warn(sentence)
             settled = session.keeper.find(vm, debt.snapshot) is None
+            session.note(f"the snapshot {debt.snapshot} is {'gone' if settled else 'still there'}")
         if debt.power_on:
             PowerSwitch(session.view, session.patience).start(vm)
+            session.note("it was started again")
             entry.update(power_on=False)
     except HoldfastError as error:
         settled = False

@@ -11,11 +11,12 @@ from holdfast.cli.failures import print_failure
 from holdfast.cli.fleet import expand_all
 from holdfast.cli.invocation import Invocation
 from holdfast.cli.linked import is_esxi
-from holdfast.cli.options import repository_options, workers_option
+from holdfast.cli.options import log_dir_option, repository_options, workers_option
 from holdfast.cli.output import notice, print_json, say, warn
 from holdfast.cli.passwords import password_is_given
 from holdfast.cli.progress import progress
 from holdfast.cli.progress_file import ProgressFile
+from holdfast.cli.run_log import logged
 from holdfast.cli.several import back_up_several
 from holdfast.errors import EXIT_WARNINGS, HoldfastError, LinkError, SourceError, UsageError
 from holdfast.units import format_duration, format_size, format_time, parse_time
@@ -23,6 +24,7 @@ from holdfast.units import format_duration, format_size, format_time, parse_time
 if TYPE_CHECKING:
     from holdfast.cli.hostbackup import HostBackup
     from holdfast.cli.linked import Via
+    from holdfast.cli.output import Json
     from holdfast.esxi.running import How
     from holdfast.repo.backup import BackupOptions, BackupSummary
     from holdfast.repo.repository import Repository
@@ -101,6 +103,7 @@ def _labels(pairs: tuple[str, ...]) -> dict[str, str]:
 @click.option(
     "--progress-file", metavar="FILE", default="", help="Append the progress to this file, as JSON lines."
 )
+@log_dir_option
 @workers_option
 @repository_options
 @click.pass_context
@@ -124,6 +127,7 @@ def command(
     exclude: tuple[str, ...],
     parallel: int,
     progress_file: str,
+    log_dir: str,
     workers: int | None,
 ) -> None:
     """Back up VMs of linked hosts, VM folders, disk images or block devices.
@@ -187,16 +191,16 @@ def command(
         for source in sources:
             try:
                 if is_esxi(source):
-                    _back_up_held(invocation, repository, source, vm, held, options, states)
+                    _back_up_held(invocation, repository, source, vm, held, options, states, log_dir)
                 else:
                     _back_up(invocation, repository, source, vm, map_file, options)
-            except (SourceError, UsageError, LinkError) as error:
-                if len(sources) == 1:
-                    states.note(source, {"type": "error", "code": error.exit_code, "message": error.message})
+            except HoldfastError as error:
+                log = invocation.log_path
+                states.note_failure(source, error, log)
+                if len(sources) == 1 or not isinstance(error, SourceError | UsageError | LinkError):
                     raise
-                failed = failed or error
-                states.note(source, {"type": "error", "code": error.exit_code, "message": error.message})
-                print_failure(error.message, error.exit_code, error.hint, json=invocation.json)
+                failed, invocation.run_log = failed or error, None
+                print_failure(error.message, error.exit_code, error.hint, json=invocation.json, log=log)
     if failed is not None:
         invocation.exit_code = failed.exit_code
 
@@ -257,6 +261,7 @@ def _back_up_held(
     held: HostBackup,
     options: BackupOptions,
     states: ProgressFile,
+    log_dir: str,
 ) -> None:
     from holdfast.cli.hostbackup import back_up_from_host
 
@@ -264,48 +269,61 @@ def _back_up_held(
         "no restore point was made; what was stored so far is found again by the next backup of this VM"
     )
     showing = states.around(source, progress(invocation, f"backing up {source}"))
-    summary, troubles = back_up_from_host(invocation, repository, source, vm, held, options, showing)
-    invocation.if_interrupted = ""
-    if summary.warnings or troubles:
-        invocation.exit_code = EXIT_WARNINGS
-    for warning in summary.warnings:
-        warn(invocation, warning)
-    summary = dataclasses.replace(summary, warnings=(*summary.warnings, *troubles))
-    states.note(source, {"type": "summary", "point": summary.point.hex() if summary.point else None})
-    _tell(invocation, source, summary)
-
-
-def _tell(invocation: Invocation, source: str, summary: BackupSummary) -> None:
-    dry_run = summary.point is None
-    if invocation.json:
-        print_json(
-            {
-                "type": "summary",
-                "source": source,
-                "point": summary.point.hex() if summary.point else None,
-                "vm": summary.vm_name,
-                "vm_uuid": summary.vm_uuid,
-                "time": format_time(summary.time),
-                "size_bytes": summary.size_bytes,
-                "bytes_read": summary.bytes_read,
-                "bytes_new": summary.bytes_new,
-                "bytes_stored": summary.bytes_stored,
-                "chunks_new": summary.chunks_new,
-                "chunks_reused": summary.chunks_reused,
-                "duration_s": round(summary.duration_s, 3),
-                "warnings": list(summary.warnings),
-                "dry_run": dry_run,
-            }
+    with logged(invocation, log_dir, "backup", source.partition("//")[2].replace("/", "-", 1)) as log:
+        log.note(f"backing {source} up into {repository.path}: {held.shown()}")
+        summary, troubles = back_up_from_host(
+            invocation, repository, source, vm, held, options, showing, log.note
         )
+        invocation.if_interrupted = ""
+        if summary.warnings or troubles:
+            invocation.exit_code = EXIT_WARNINGS
+        for warning in summary.warnings:
+            warn(invocation, warning)
+        summary = dataclasses.replace(summary, warnings=(*summary.warnings, *troubles))
+        for line in _told(summary):
+            log.note(line.strip())
+    states.note(source, _record(source, summary, log.path))
+    _tell(invocation, source, summary, log.path)
+
+
+def _record(source: str, summary: BackupSummary, log: str) -> dict[str, Json]:
+    """What programs are told. Without a log, `log` is null."""
+    return {
+        "type": "summary",
+        "source": source,
+        "point": summary.point.hex() if summary.point else None,
+        "vm": summary.vm_name,
+        "vm_uuid": summary.vm_uuid,
+        "time": format_time(summary.time),
+        "size_bytes": summary.size_bytes,
+        "bytes_read": summary.bytes_read,
+        "bytes_new": summary.bytes_new,
+        "bytes_stored": summary.bytes_stored,
+        "chunks_new": summary.chunks_new,
+        "chunks_reused": summary.chunks_reused,
+        "duration_s": round(summary.duration_s, 3),
+        "warnings": list(summary.warnings),
+        "dry_run": summary.point is None,
+        "log": log or None,
+    }
+
+
+def _tell(invocation: Invocation, source: str, summary: BackupSummary, log: str = "") -> None:
+    if invocation.json:
+        print_json(_record(source, summary, log))
         return
+    for line in _told(summary):
+        say(line)
+
+
+def _told(summary: BackupSummary) -> tuple[str, str, str]:
+    """What people are told."""
     what = f"restore point {summary.point.hex()[:12]}" if summary.point else "dry run, nothing was stored"
-    say(f"{summary.vm_name}: {what}, {format_time(summary.time)}")
+    stored = f"{'would store' if summary.point is None else 'stored'} {format_size(summary.bytes_stored)}"
     rate = summary.bytes_read / summary.duration_s if summary.duration_s > 0 else 0
-    say(
-        f"  size {format_size(summary.size_bytes)}, read {format_size(summary.bytes_read)} "
-        f"in {format_duration(summary.duration_s)} ({format_size(int(rate))}/s)"
-    )
-    say(
-        f"  new {format_size(summary.bytes_new)} in {summary.chunks_new} chunks, "
-        f"{summary.chunks_reused} chunks reused; {'would store' if dry_run else 'stored'} {format_size(summary.bytes_stored)}"
+    read = f"read {format_size(summary.bytes_read)} in {format_duration(summary.duration_s)} ({format_size(int(rate))}/s)"
+    return (
+        f"{summary.vm_name}: {what}, {format_time(summary.time)}",
+        f"  size {format_size(summary.size_bytes)}, {read}",
+        f"  new {format_size(summary.bytes_new)} in {summary.chunks_new} chunks, {summary.chunks_reused} chunks reused; {stored}",
     )

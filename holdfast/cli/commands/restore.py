@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from holdfast.cli.invocation import Invocation
-from holdfast.cli.linked import is_esxi
-from holdfast.cli.options import repository_options, workers_option
+from holdfast.cli.linked import is_esxi, parse_esxi
+from holdfast.cli.options import log_dir_option, repository_options, workers_option
 from holdfast.cli.output import Column, Json, print_json, print_table, say, warn
 from holdfast.cli.progress import progress
+from holdfast.cli.run_log import logged
 from holdfast.errors import EXIT_WARNINGS, DamagedData, UsageError
 from holdfast.units import format_duration, format_size
 
 if TYPE_CHECKING:
-    from holdfast.cli.hostrestore import HostRestore
+    from holdfast.cli.hostrestore import BroughtBack, HostRestore
     from holdfast.cli.restore_plan import RestorePlan
     from holdfast.cli.restoring import Restored, RestoredHole
     from holdfast.esxi.layout import RestoreFormat
@@ -53,6 +54,7 @@ __all__ = ["command"]
     is_flag=True,
     help="To a host: write what differs into the disks of a VM that is there and off.",
 )
+@log_dir_option
 @workers_option
 @repository_options
 @click.pass_obj
@@ -69,6 +71,7 @@ def command(
     power_on: bool,
     keep_uuid: bool | None,
     in_place: bool,
+    log_dir: str,
     workers: int | None,
 ) -> None:
     """Write a restore point back.
@@ -103,7 +106,7 @@ def command(
             new_uuid=None if keep_uuid is None else not keep_uuid,
             in_place=in_place,
         )
-        _to_host(invocation, point, dest, wanted, workers)
+        _to_host(invocation, point, dest, wanted, workers, log_dir)
         return
     if register or power_on or keep_uuid is not None or in_place:
         raise UsageError(
@@ -126,21 +129,28 @@ def command(
         invocation.exit_code = EXIT_WARNINGS
 
 
-def _to_host(invocation: Invocation, point: str, dest: str, wanted: HostRestore, workers: int | None) -> None:
+def _to_host(
+    invocation: Invocation, point: str, dest: str, wanted: HostRestore, workers: int | None, log_dir: str
+) -> None:
     from holdfast.cli.hostrestore import bring_back
 
-    with invocation.open_repository() as repository:
+    with contextlib.ExitStack() as stack:
+        repository = stack.enter_context(invocation.open_repository())
         found = repository.resolve(point)
+        name = found.manifest.vm_name
+        log = stack.enter_context(logged(invocation, log_dir, "restore", f"{parse_esxi(dest).host}-{name}"))
+        log.note(f"restoring {name}, restore point {found.id.hex()} of {repository.path}, to {dest}")
         invocation.if_interrupted = (
             "the folder on the host is marked incomplete; the same command goes on with it"
         )
         with progress(invocation, f"restoring {found.manifest.vm_name} to {dest}") as shown:
-            done = bring_back(repository, found, dest, wanted, shown, workers)
+            done = bring_back(repository, found, dest, wanted, shown, workers, log.note)
         invocation.if_interrupted = ""
-    for warning in done.warnings:
-        warn(invocation, warning)
-    if done.warnings:
-        invocation.exit_code = EXIT_WARNINGS
+        for warning in done.warnings:
+            warn(invocation, warning)
+        if done.warnings:
+            invocation.exit_code = EXIT_WARNINGS
+        log.note(_figures(done))
     if invocation.json:
         print_json(
             {
@@ -153,14 +163,19 @@ def _to_host(invocation: Invocation, point: str, dest: str, wanted: HostRestore,
                 "duration_s": round(done.duration_s, 3),
                 "vm_id": done.vm_id,
                 "warnings": list(done.warnings),
+                "log": log.path or None,
             }
         )
         return
     say(f"restored {found.manifest.vm_name} (restore point {found.short_id}) to {dest}: {done.folder}")
-    say(
-        f"  size {format_size(done.size_bytes)}, written and read back {format_size(done.bytes_written)} "
-        f"in {format_duration(done.duration_s)}"
-        + ("" if done.vm_id is None else f"; registered with the id {done.vm_id}")
+    say(f"  {_figures(done)}")
+
+
+def _figures(done: BroughtBack) -> str:
+    registered = "" if done.vm_id is None else f"; registered with the id {done.vm_id}"
+    return (
+        f"size {format_size(done.size_bytes)}, written and read back {format_size(done.bytes_written)} "
+        f"in {format_duration(done.duration_s)}{registered}"
     )
 
 

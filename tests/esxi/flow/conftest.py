@@ -43,7 +43,11 @@ class Desk:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
         return (
             kept
-            | {"XDG_CONFIG_HOME": str(self.folder / "config"), "HOLDFAST_REPOSITORY": str(self.repository)}
+            | {
+                "XDG_CONFIG_HOME": str(self.folder / "config"),
+                "XDG_STATE_HOME": str(self.folder / "state"),
+                "HOLDFAST_REPOSITORY": str(self.repository),
+            }
             | more
         )
 
@@ -96,6 +100,10 @@ class Desk:
         target = self.folder / f"{to}.raw"
         self.run("restore", point, str(target), "--disk", disk, "--as", "raw", "--overwrite")
         return target
+
+    def logs(self) -> list[Path]:
+        """The logs of runs, oldest first."""
+        return sorted((self.folder / "state" / "holdfast" / "logs").glob("*.log"))
 
     def owed(self) -> list[str]:
         """Files of the journal of runs."""
