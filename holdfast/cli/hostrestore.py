@@ -9,16 +9,20 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from holdfast.cli.hostdisks import DiskWriter, Target, unfinished
 from holdfast.cli.linked import open_session, parse_esxi
-from holdfast.errors import DestinationExists, SourceNotFound, UsageError
+from holdfast.errors import DestinationExists, FarCommandMissing, SourceNotFound, UsageError
+from holdfast.esxi.names import printable
 from holdfast.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from holdfast.cli.progress import Progress
+    from holdfast.esxi.bringback import NewFolder
     from holdfast.esxi.host import HostSession
     from holdfast.esxi.inventory import Vm
+    from holdfast.esxi.says.esxcli import HostVersion
     from holdfast.repo.format.manifest import PointDisk
     from holdfast.repo.points import Point
     from holdfast.repo.repository import Repository
@@ -63,17 +67,20 @@ def bring_back(
     progress: Progress,
     workers: int | None,
     note: Callable[[str], None],
+    tell: Callable[[str], None],
 ) -> BroughtBack:
     """Restores a point to a host.
 
     Args:
         note: told step by step what is done, for a log.
+        tell: told in sentences that a connection broke, and that it goes on.
 
     Raises:
+        FarCommandMissing: the host has no Python to write with; nothing was made there.
         DestinationExists: the folder exists, and it was not said that it may be changed.
         StorageError: the datastore can not be written.
         IntegrityError: the repository is damaged.
-        LinkError: the connection is over; the folder is marked, and the same command goes on with it.
+        LinkError: the connection is over and does not come back; the folder is marked, and the same command goes on with it.
     """
     place = parse_esxi(dest)
     store, _, name = place.rest.partition("/")
@@ -86,14 +93,15 @@ def bring_back(
     with open_session(place.host, note) as session:
         session.note_host()
         _require_datastore(session, store)
+        _require_python(session)
         folder = f"/vmfs/volumes/{store}/{name}"
         began_s = time.monotonic()
         if wanted.in_place:
-            written, warnings = _in_place(repository, point, session, folder, wanted, progress)
+            written, warnings = _in_place(repository, point, session, folder, wanted, progress, tell)
             vm_id = None
         else:
             written, vm_id, warnings = _anew(
-                repository, point, session, folder, name, wanted, progress, workers
+                repository, point, session, folder, wanted, progress, workers, tell
             )
     size = sum(disk.info.size_bytes for disk in _chosen(point, wanted.disk))
     return BroughtBack(folder, written, size, time.monotonic() - began_s, vm_id, tuple(warnings))
@@ -104,16 +112,23 @@ def _anew(
     point: Point,
     session: HostSession,
     folder: str,
-    name: str,
     wanted: HostRestore,
     progress: Progress,
     workers: int | None,
+    tell: Callable[[str], None],
 ) -> tuple[int, int | None, list[str]]:
-    from holdfast.esxi.agented import AgentFiles
-    from holdfast.esxi.bringback import HostSink, NewFolder, new_disk_names, register, write_differences
-    from holdfast.esxi.newvmx import make_vmx
+    from holdfast.esxi.bringback import NewFolder, new_disk_names, register
     from holdfast.esxi.running import PowerSwitch
 
+    # Whatever only looks comes first, so that a host that can not be written leaves nothing behind.
+    vm_name, name = point.manifest.vm_name, posixpath.basename(folder)
+    given = name if name != _folder_name(vm_name) else vm_name
+    version, vms = session.view.version(), session.view.vms()
+    if wanted.register or wanted.power_on:
+        _require_registrable(point, vms, given)
+    new_uuid = wanted.new_uuid
+    if new_uuid is None:
+        new_uuid = any(point.manifest.vm_uuid in (vm.uuid, vm.instance_uuid) for vm in vms)
     disks = _chosen(point, wanted.disk)
     names = new_disk_names([disk.info for disk in disks])
     target = NewFolder(session, folder, point.id.hex())
@@ -123,45 +138,43 @@ def _anew(
         if target.resumed
         else f"made the folder {folder}, marked incomplete"
     )
-    new_uuid = (
-        wanted.new_uuid if wanted.new_uuid is not None else _is_registered(session, point.manifest.vm_uuid)
-    )
-    total = sum(disk.info.size_bytes for disk in disks)
-    written = 0
-    with contextlib.closing(AgentFiles(session.bulk.start)) as files:
-        flats = [(disk, target.make_disk(disk.info, names[disk.info.name])) for disk in disks]
-        for disk, flat in flats:
-            session.note(f"writing {disk.info.name} ({format_size(disk.info.size_bytes)}) to {flat}")
-        if target.resumed:
-            done = 0
-            for disk, flat in flats:
-                with contextlib.closing(repository.open_content(disk.tree)) as reader:
-                    written += write_differences(
-                        files.link,
-                        files.link.open(flat, writable=True),
-                        disk.info.size_bytes,
-                        lambda offset, length, reader=reader: reader.pread(offset, length),  # type: ignore[misc]
-                        lambda compared, new, done=done: progress.update(
-                            done + compared, total, bytes_written=new
-                        ),  # type: ignore[misc]
-                    )
-                done += disk.info.size_bytes
-        elif flats:
-            sinks = [HostSink(files.link, files.link.open(flat, writable=True)) for _, flat in flats]
-            counters = repository.restore(
-                point,
-                [(disk.tree, sink) for (disk, _), sink in zip(flats, sinks, strict=True)],
-                workers=workers,
-                on_progress=lambda c: progress.update(c.bytes_done, total, bytes_written=c.bytes_written),
-            )
-            for sink in sinks:
-                sink.finish()
-            written = counters.bytes_written
-    session.note(f"{format_size(written)} were written, read back and found right")
-    for disk in disks:
-        if not new_uuid:
-            target.keep_disk_uuid(disk.info, names[disk.info.name])
-        target.check_disk(names[disk.info.name])
+    with unfinished(f"{printable(folder)} is marked incomplete; the same command goes on with it"):
+        targets = [Target(disk, target.make_disk(disk.info, names[disk.info.name])) for disk in disks]
+        for one in targets:
+            session.note(f"writing {one.shown} to {one.flat}")
+        writer = DiskWriter(repository, point, targets, progress, workers=workers, tell=tell)
+        written = writer.write(session, empty=not target.resumed)
+        session.note(f"{format_size(written)} were written, read back and found right")
+        for disk in disks:
+            if not new_uuid:
+                target.keep_disk_uuid(disk.info, names[disk.info.name])
+            target.check_disk(names[disk.info.name])
+        vmx_name, warnings = _put_files(repository, point, target, names, given, new_uuid, version)
+        target.complete()
+    session.note("the folder is complete, and no longer marked")
+    if not (wanted.register or wanted.power_on):
+        return written, None, warnings
+    vm = register(session, f"{folder}/{vmx_name}", given)
+    session.note(f"registered {vm.shown}, UUIDs {'new' if new_uuid else 'kept'}")
+    if wanted.power_on:
+        with unfinished(f"it is complete and registered with the id {vm.id}"):
+            PowerSwitch(session.view, session.patience).start(vm, copied=new_uuid)
+        session.note("it was started")
+    return written, vm.id, warnings
+
+
+def _put_files(
+    repository: Repository,
+    point: Point,
+    target: NewFolder,
+    names: dict[str, str],
+    given: str,
+    new_uuid: bool,
+    version: HostVersion,
+) -> tuple[str, list[str]]:
+    """Writes the small files, the VMX last; its name, which is empty if there is none, and what had to be changed."""
+    from holdfast.esxi.newvmx import make_vmx
+
     vmx_name, nvram, vmx = "", "", b""
     for file in point.manifest.files:
         base = posixpath.basename(file.info.name)
@@ -171,28 +184,11 @@ def _anew(
         elif "/" not in file.info.name and not base.lower().endswith(_LEFT_BEHIND) and data:
             target.put(base, data)
             nvram = base if base.lower().endswith(".nvram") else nvram
-    warnings: list[str] = []
-    if vmx_name:
-        given = name if name != _folder_name(point.manifest.vm_name) else point.manifest.vm_name
-        made = make_vmx(
-            vmx, names, name=given, nvram=nvram, new_uuid=new_uuid, version=session.view.version()
-        )
-        warnings += made.warnings
-        target.put(vmx_name, made.data)
-    target.complete()
-    session.note("the folder is complete, and no longer marked")
-    if not (wanted.register or wanted.power_on):
-        return written, None, warnings
     if not vmx_name:
-        raise UsageError(
-            "the restore point is of a single disk: there is no VM to register", hint="leave --register out"
-        )
-    vm = register(session, f"{folder}/{vmx_name}", given)
-    session.note(f"registered {vm.shown}, UUIDs {'new' if new_uuid else 'kept'}")
-    if wanted.power_on:
-        PowerSwitch(session.view, session.patience).start(vm, copied=new_uuid)
-        session.note("it was started")
-    return written, vm.id, warnings
+        return "", []
+    made = make_vmx(vmx, names, name=given, nvram=nvram, new_uuid=new_uuid, version=version)
+    target.put(vmx_name, made.data)
+    return vmx_name, list(made.warnings)
 
 
 def _in_place(
@@ -202,45 +198,35 @@ def _in_place(
     folder: str,
     wanted: HostRestore,
     progress: Progress,
+    tell: Callable[[str], None],
 ) -> tuple[int, list[str]]:
-    from holdfast.esxi.agented import AgentFiles
-    from holdfast.esxi.bringback import write_differences
     from holdfast.esxi.hostdisk import read_chain
 
     vm = _registered_in(session, folder)
     _require_still(session, vm)
-    disks = _chosen(point, wanted.disk)
-    flats = []
-    for disk, path in _matched(session, vm, disks):
+    targets = []
+    for disk, path in _matched(session, vm, _chosen(point, wanted.disk)):
         links = read_chain(path, session.console.read)
         extents = links[0].descriptor.extents
         if len(links) > 1 or len(extents) != 1 or extents[0].kind not in ("VMFS", "FLAT"):
             raise DestinationExists(
-                f"{path} can not be written in place: it has snapshots, or several extents"
+                f"{path} can not be written in place: it has snapshots, or several extents",
+                hint="restore it into a new folder",
             )
         if extents[0].sectors * 512 != disk.info.size_bytes:
             raise DestinationExists(
                 f"{path} has {extents[0].sectors * 512} bytes, and the disk of the restore point {disk.info.size_bytes}",
                 hint="restore it into a new folder",
             )
-        flats.append((disk, posixpath.join(posixpath.dirname(path), extents[0].file_name)))
-    for disk, flat in flats:
-        session.note(f"writing what differs in {flat} of {vm.shown} from {disk.info.name}")
-    total, done, written = sum(disk.info.size_bytes for disk, _ in flats), 0, 0
-    with contextlib.closing(AgentFiles(session.bulk.start)) as files:
-        for disk, flat in flats:
-            with contextlib.closing(repository.open_content(disk.tree)) as reader:
-                written += write_differences(
-                    files.link,
-                    files.link.open(flat, writable=True),
-                    disk.info.size_bytes,
-                    lambda offset, length, reader=reader: reader.pread(offset, length),  # type: ignore[misc]
-                    lambda compared, new, done=done: progress.update(
-                        done + compared, total, bytes_written=new
-                    ),  # type: ignore[misc]
-                )
-            done += disk.info.size_bytes
-    _require_still(session, vm)
+        targets.append(Target(disk, posixpath.join(posixpath.dirname(path), extents[0].file_name)))
+    for one in targets:
+        session.note(f"writing what differs in {one.flat} of {vm.shown} from {one.shown}")
+    writer = DiskWriter(
+        repository, point, targets, progress, tell=tell, check=lambda: _require_still(session, vm)
+    )
+    with unfinished("the disks are partly old and partly new: run it again before the VM is started"):
+        written = writer.write(session, empty=False)
+        _require_still(session, vm)
     return written, []
 
 
@@ -283,8 +269,27 @@ def _registered_in(session: HostSession, folder: str) -> Vm:
     )
 
 
-def _is_registered(session: HostSession, uuid: str) -> bool:
-    return any(uuid in (vm.uuid, vm.instance_uuid) for vm in session.view.vms())
+def _require_registrable(point: Point, vms: Sequence[Vm], name: str) -> None:
+    if not any(file.info.name.lower().endswith(".vmx") for file in point.manifest.files):
+        raise UsageError(
+            "the restore point is of a single disk: there is no VM to register",
+            hint="leave --register and --power-on out",
+        )
+    for vm in vms:
+        if vm.name == name:
+            raise DestinationExists(
+                f"the host has a VM called {printable(name)} already: {vm.shown}, in {printable(vm.folder)}",
+                hint="name another folder, and the VM is called like it: esxi://HOST/DATASTORE/NEWNAME",
+            )
+
+
+def _require_python(session: HostSession) -> None:
+    """Writing only non-zeros, reading back and comparing there are the agent's. A shell has nothing that does the same as safely."""
+    if not session.view.python():
+        raise FarCommandMissing(
+            f"{session.name} has no python3 that works, and nothing can be written there without; nothing was made",
+            hint="restore to another host, or into a folder of this machine and copy it over (scp), then register the .vmx",
+        )
 
 
 def _require_datastore(session: HostSession, store: str) -> None:

@@ -459,7 +459,7 @@ class AgentLink:
                 words = printable(bytes(self._buffer[-300:]).decode("utf-8", "replace").strip())
                 raise LinkError(
                     f"the agent did not start on the host: {words or 'nothing was said'}",
-                    hint="ESXi 6.5 and later have a python3 of their own; is it in the PATH of this account?",
+                    hint="ESXi 6.5 and later have a python3 of their own: is it in the PATH of this account, and has the host memory left?",
                 )
 
 

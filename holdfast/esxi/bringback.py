@@ -22,13 +22,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from holdfast.disk import SECTOR_BYTES, DiskInfo
-from holdfast.errors import DestinationExists, DiskFull, KeyLimited, SourceError, StorageError, UsageError
+from holdfast.errors import DestinationExists, DiskFull, HoldfastError, SourceError, StorageError, UsageError
 from holdfast.esxi import text as texts
 from holdfast.esxi.agent.gate import MARKER
 from holdfast.esxi.agent_link import AgentLink, FarFile
 from holdfast.esxi.host import HostSession
 from holdfast.esxi.inventory import Vm
 from holdfast.esxi.names import fault_of, free_name, printable, stem_of
+from holdfast.esxi.says.answer import fault_in
 from holdfast.esxi.says.disktool import DiskTask, require_success
 from holdfast.esxi.says.machines import parse_registered
 from holdfast.units import MIB
@@ -191,6 +192,15 @@ class HostSink:
             if self._unchecked_bytes >= _CHECK_EVERY_BYTES:
                 self._check()
 
+    def check(self) -> None:
+        """All that was written so far is on the host's disk, and was read back there.
+
+        Raises:
+            StorageError: it is not.
+        """
+        with self._lock, _as_storage(self._file.path):
+            self._check()
+
     def finish(self) -> None:
         """See `BlockSink.finish`."""
         with self._lock, _as_storage(self._file.path):
@@ -203,6 +213,8 @@ class HostSink:
             self._file.close()
 
     def _check(self) -> None:
+        if not self._unchecked:
+            return
         self._file.sync()
         pieces = [
             self._file.piece(label, offset, length)
@@ -221,24 +233,25 @@ class HostSink:
 def write_differences(
     link: AgentLink,
     file: FarFile,
-    size_bytes: int,
+    where: range,
     read: Callable[[int, int], bytes],
     on_progress: Callable[[int, int], None],
 ) -> int:
-    """Makes a file of the host equal to what `read` returns, and writes only what differs; how many bytes that were.
+    """Makes a part of a file of the host equal to what `read` returns, and writes only what differs; how many bytes that were.
 
     Args:
-        file: opened for writing, and at least so long.
+        file: opened for writing, and at least so long; closed on return.
+        where: from one offset up to another.
         read: returns the bytes at an offset.
-        on_progress: told how many bytes were compared, and how many written.
+        on_progress: told up to where it is equal, which is read back, and how many bytes were written.
 
     Raises:
         StorageError: it can not be written.
     """
     written = 0
     sink = HostSink(link, file)
-    for start in range(0, size_bytes, _CHECK_EVERY_BYTES):
-        end = min(start + _CHECK_EVERY_BYTES, size_bytes)
+    for start in range(where.start, where.stop, _CHECK_EVERY_BYTES):
+        end = min(start + _CHECK_EVERY_BYTES, where.stop)
         offsets = range(start, end, _PIECE_BYTES)
         pieces = [file.piece(n, offset, min(_PIECE_BYTES, end - offset)) for n, offset in enumerate(offsets)]
         with _as_storage(file.path):
@@ -248,6 +261,7 @@ def write_differences(
             if hashlib.sha256(wanted).digest() != there:
                 sink.write(offset, memoryview(wanted))
                 written += len(wanted)
+        sink.check()
         on_progress(end, written)
     sink.finish()
     return written
@@ -256,25 +270,31 @@ def write_differences(
 def register(session: HostSession, vmx: str, name: str) -> Vm:
     """The VM, registered with the host.
 
+    It is tried again after failures that pass: what is registered already is refused, and found in the list.
+
     Raises:
         SourceError: the host refuses, or does not list it afterwards.
         KeyLimited: our key may not register it.
+        LinkError: the connection is over.
     """
     doing = f"registering {printable(vmx)}"
     named = () if name.startswith("-") else (name,)  # it would be an option; the VMX says the name as well
-    try:
-        answer = session.console.act(("vim-cmd", "solo/registervm", vmx, *named), doing)
-    except KeyLimited as error:
-        hint = f"the VM is complete in its folder: register {printable(vmx)} on the host yourself"
-        raise KeyLimited(error.message, hint=hint) from None
-    number = parse_registered(answer.require(doing))
     tail = posixpath.join(*vmx.split("/")[-2:])
-    for vm in session.view.vms():
-        if vm.id == number or (number is None and vm.file.path == tail):
-            return vm
-    raise SourceError(
-        f"the host does not list {printable(vmx)} although it has registered it", hint="see 'holdfast vms'"
-    )
+    try:
+        answer = session.console.repeated(
+            lambda: session.console.act(("vim-cmd", "solo/registervm", vmx, *named), doing)
+        )
+        fault = fault_in(answer.text)
+        is_there = fault is not None and fault.name == "AlreadyExists"
+        number = None if is_there else parse_registered(answer.require(doing))
+        for vm in session.view.vms():
+            if vm.id == number or (number is None and vm.file.path == tail):
+                return vm
+        answer.require(doing)
+        raise SourceError("the host has registered the VM, but does not list it")
+    except HoldfastError as error:
+        hint = f"the VM is complete in its folder: register {printable(vmx)} on the host yourself"
+        raise type(error)(error.message, hint=hint) from None
 
 
 def _adapter(info: DiskInfo) -> str:
@@ -289,9 +309,9 @@ def _as_storage(path: str) -> Iterator[None]:
     except SourceError as error:
         if "No space" in error.message:
             raise DiskFull(
-                f"the datastore is full: {error.message}",
+                f"the datastore is full: no space is left for {printable(path)}",
                 hint="free some space there, then run the restore again",
             ) from None
         raise StorageError(
-            f"{printable(path)} can not be written: {error.message}", hint=error.hint
+            f"{printable(path)} can not be written and read back: {error.message}", hint=error.hint
         ) from None

@@ -60,7 +60,7 @@ class EnduringFiles:
 
     Args:
         begin: a new life; it is closed when it is over.
-        tell: told in sentences that a connection broke, and that reading goes on.
+        tell: told in sentences that a connection broke, and that it goes on.
 
     Raises:
         LinkError: the first life does not begin.
@@ -134,7 +134,7 @@ class EnduringFiles:
                 self._failure = failure if isinstance(failure, HoldfastError) else error
                 raise
             self._number += 1
-            self._tell("connected again; reading goes on where it broke off")
+            self._tell("connected again; it goes on where it broke off")
 
     def interrupt(self) -> None:
         """Whoever waits for the host gives up soon. May be called from a signal's handler: it takes no lock."""

@@ -11,7 +11,7 @@ import click
 from holdfast.cli.invocation import Invocation
 from holdfast.cli.linked import is_esxi, parse_esxi
 from holdfast.cli.options import log_dir_option, repository_options, workers_option
-from holdfast.cli.output import Column, Json, print_json, print_table, say, warn
+from holdfast.cli.output import Column, Json, notice, print_json, print_table, say, warn
 from holdfast.cli.progress import progress
 from holdfast.cli.run_log import logged
 from holdfast.errors import EXIT_WARNINGS, DamagedData, UsageError
@@ -141,10 +141,21 @@ def _to_host(
         log = stack.enter_context(logged(invocation, log_dir, "restore", f"{parse_esxi(dest).host}-{name}"))
         log.note(f"restoring {name}, restore point {found.id.hex()} of {repository.path}, to {dest}")
         invocation.if_interrupted = (
-            "the folder on the host is marked incomplete; the same command goes on with it"
+            "disks may be partly old and partly new: run it again before the VM is started"
+            if wanted.in_place
+            else "a folder on the host that was begun is marked incomplete; the same command goes on with it"
         )
         with progress(invocation, f"restoring {found.manifest.vm_name} to {dest}") as shown:
-            done = bring_back(repository, found, dest, wanted, shown, workers, log.note)
+            done = bring_back(
+                repository,
+                found,
+                dest,
+                wanted,
+                shown,
+                workers,
+                log.note,
+                lambda text: notice(invocation, text),
+            )
         invocation.if_interrupted = ""
         for warning in done.warnings:
             warn(invocation, warning)

@@ -70,19 +70,3 @@ def test_in_place_writes_only_what_differs(desk: Desk, tmp_path: Path) -> None:
     host.power(vm, "on")
     refused = desk.run("restore", "web1@latest", "esxi://esx1/datastore1/web1", "--in-place", code=33)
     assert "is not off" in refused.stderr
-
-
-def test_an_interrupted_restore_is_marked_and_goes_on(desk: Desk, tmp_path: Path) -> None:
-    host = desk.host
-    vm = host.add_vm("web1", disks=[48 * MIB])
-    desk.run("backup", "esxi://esx1/web1")
-    host.faults.set("drop_after_bytes", 3 * MIB)
-    desk.run("restore", "web1@latest", "esxi://esx1/datastore1/back", "--register", code=54)
-    folder = f"{vm.folder.rpartition('/')[0]}/back"
-    assert Path(host.path(folder), "HOLDFAST-INCOMPLETE.txt").exists()
-    desk.run("restore", "web1@latest", "esxi://esx1/datastore1/back", "--register")
-    new = host.vm("back")
-    assert "HOLDFAST-INCOMPLETE.txt" not in new.files
-    host.copy_disk(vm, "scsi0:0", tmp_path / "a.raw")
-    host.copy_disk(new, "scsi0:0", tmp_path / "b.raw")
-    assert filecmp.cmp(tmp_path / "a.raw", tmp_path / "b.raw", shallow=False)
