@@ -32,11 +32,12 @@ from holdfast.esxi.names import fault_of, free_name, printable, stem_of
 from holdfast.esxi.says.answer import fault_in
 from holdfast.esxi.says.disktool import DiskTask, require_success
 from holdfast.esxi.says.machines import parse_registered
-from holdfast.units import MIB
+from holdfast.units import KIB, MIB
 
 __all__ = ["MARKER", "HostSink", "NewFolder", "new_disk_names", "register", "write_differences"]
 
 _PIECE_BYTES: Final = MIB
+_BLOCK_BYTES: Final = 64 * KIB
 _CHECK_EVERY_BYTES: Final = 32 * MIB
 _MAX_MARKER_BYTES: Final = 4096
 _DELTA: Final = re.compile(r"-\d{6}(?=\.vmdk\Z)")
@@ -204,6 +205,7 @@ class HostSink:
     def finish(self) -> None:
         """See `BlockSink.finish`."""
         with self._lock, _as_storage(self._file.path):
+            self._file.sync()  # what an interrupted run wrote, and this one has found to be right, too
             self._check()
             self._file.close()
 
@@ -250,17 +252,35 @@ def write_differences(
     """
     written = 0
     sink = HostSink(link, file)
-    for start in range(where.start, where.stop, _CHECK_EVERY_BYTES):
-        end = min(start + _CHECK_EVERY_BYTES, where.stop)
-        offsets = range(start, end, _PIECE_BYTES)
+
+    def write(offset: int, wanted: bytes, *, zeros: bool) -> int:
+        count = 0
+        for low in range(0, len(wanted), _BLOCK_BYTES):
+            block = wanted[low : low + _BLOCK_BYTES]
+            if (block.count(0) == len(block)) == zeros:
+                sink.write(offset + low, memoryview(block))
+                count += len(block)
+        return count
+
+    def differing(offsets: Sequence[int], end: int) -> Iterator[tuple[int, bytes]]:
         pieces = [file.piece(n, offset, min(_PIECE_BYTES, end - offset)) for n, offset in enumerate(offsets)]
         with _as_storage(file.path):
             found = list(link.hashes(pieces))
         for offset, there in zip(offsets, found, strict=True):
             wanted = read(offset, min(_PIECE_BYTES, end - offset))
             if hashlib.sha256(wanted).digest() != there:
-                sink.write(offset, memoryview(wanted))
-                written += len(wanted)
+                yield offset, wanted
+
+    for start in range(where.start, where.stop, _CHECK_EVERY_BYTES):
+        end = min(start + _CHECK_EVERY_BYTES, where.stop)
+        changed = []
+        for offset, wanted in differing(range(start, end, _PIECE_BYTES), end):
+            written += write(offset, wanted, zeros=False)
+            changed.append(offset)
+        sink.check()
+        # A thin disk that was begun mostly is right by now, and stays thin; zeros are only written over what is none.
+        for offset, wanted in differing(changed, end):
+            written += write(offset, wanted, zeros=True)
         sink.check()
         on_progress(end, written)
     sink.finish()

@@ -64,7 +64,7 @@ def test_in_place_writes_only_what_differs(desk: Desk, tmp_path: Path) -> None:
     desk.run("backup", "esxi://esx1/web1")
     host.write(vm, "scsi0:0", 5 * MIB, b"\xee" * 4096)
     done = desk.json("restore", "web1@latest", "esxi://esx1/datastore1/web1", "--in-place")
-    assert done["bytes_written"] == MIB
+    assert 0 < done["bytes_written"] <= MIB
     host.copy_disk(vm, "scsi0:0", tmp_path / "after.raw")
     assert filecmp.cmp(tmp_path / "before.raw", tmp_path / "after.raw", shallow=False)
     host.power(vm, "on")

@@ -147,7 +147,9 @@ def test_a_datastore_that_fills_up_in_the_middle(place: Place) -> None:
     full.unlink()
     place.desk.run(*command, code=100)
     assert MARKER not in os.listdir(folder)
-    assert filecmp.cmp(place.disk, folder / "web1-flat.vmdk", shallow=False)
+    flat = folder / "web1-flat.vmdk"
+    assert filecmp.cmp(place.disk, flat, shallow=False)
+    assert flat.stat().st_blocks * 512 < flat.stat().st_size / 3, "it is not thin any more"
 
 
 def test_what_can_not_be_read_back_is_an_error(place: Place) -> None:
@@ -206,6 +208,8 @@ def test_in_place_a_drop_is_survived_too(place: Place) -> None:
     host.copy_disk(other, "scsi0:0", place.disk.with_name("other.raw"))
     with flat.open("r+b") as file:
         file.write(os.urandom(12 * MIB))
+        file.seek(39 * MIB)
+        file.write(b"where there were zeros")
     host.faults.set("drop_after_bytes", 600_000)
     command = ("restore", "other@latest", "esxi://esx1/datastore1/other", "--in-place")
     told = place.desk.run(*command)

@@ -20,7 +20,7 @@ class Case(NamedTuple):
     """A fault, how the backup ends, and a word that the user reads."""
 
     fault: str
-    value: str | int | bool
+    value: str | float
     code: int
     says: str = ""
     options: tuple[str, ...] = ()
@@ -61,6 +61,11 @@ CASES = [
     Case("snapshot_remove_waits", True, 0),
     Case("tasks_forgotten", True, 0),
     Case("remove_snapshots_after_mib", 1, 42, "somebody removed the snapshot"),
+    Case("power_off_after_mib", 4, 0),
+    Case("max_sessions", 2, 0),
+    Case("rekey_limit", "1M", 0),
+    Case("busy_reads", True, 0),
+    Case("slow_commands_s", 0.2, 0),
 ]
 
 
@@ -82,7 +87,7 @@ def test_the_host_is_as_before_and_the_next_run_succeeds(desk: Desk, case: Case)
         desk.run("host", "check", "--clean")
     after = host.vm("web1")
     others = [one for one in vm.snapshots if case.fault != "remove_snapshots_after_mib"]
-    assert after.power == vm.power
+    assert after.power == ("Powered off" if case.fault == "power_off_after_mib" else vm.power)
     assert [one["name"] for one in after.snapshots] == [one["name"] for one in others]
     assert desk.owed() == []
     if case.fault != "remove_snapshots_after_mib":
