@@ -38,7 +38,7 @@ from holdfast.repo.idset import IdSet
 from holdfast.repo.ingest import Content, Ingest
 from holdfast.repo.keys import Keys
 from holdfast.repo.lease import new_session_row
-from holdfast.repo.parallel import run_parallel
+from holdfast.repo.parallel import run_parallel, usable_cores
 from holdfast.repo.points import Point, open_manifest, open_point
 from holdfast.repo.reader import DiskReader
 from holdfast.repo.session import Segment, Session
@@ -63,6 +63,10 @@ Ack = Literal["chunk", "batch", "point"]
 """When the target has made durable what it was given: after each piece, with each batch, or with the point."""
 
 _LEAVES_AT_ONCE: Final = 16
+_FAR_LEAVES_AT_ONCE: Final = 2
+"""Where the source is far, so that small disks, too, give many workers something to wait for."""
+_WAITING_WORKERS: Final = 4
+"""More than one per core, where the source is far: they wait for answers."""
 _APPEND_BYTES: Final = 4 * MIB
 _NODES_AT_ONCE: Final = 1024
 _SAMPLE_AT_ONCE: Final = 4096
@@ -335,7 +339,7 @@ class _Copy:
         run_parallel(
             self._batches(pairs, inner),
             self._leaves,
-            self._options.workers,
+            self._options.workers or (usable_cores() + _WAITING_WORKERS if self._source.far else None),
             lambda: self._options.on_progress(self.stored_bytes),
         )
         if self._session is not None:
@@ -349,6 +353,7 @@ class _Copy:
         """Leaves, some at a time; inner nodes go to `inner`, children before parents."""
         seen = IdSet()
         batch: list[NodeId] = []
+        most = _FAR_LEAVES_AT_ONCE if self._source.far else _LEAVES_AT_ONCE
         for old, new in pairs:
             for level, node in new_nodes(self._source.trees, old, new):
                 if not seen.add([node]):
@@ -358,7 +363,7 @@ class _Copy:
                     inner.append(node)
                     continue
                 batch.append(node)
-                if len(batch) == _LEAVES_AT_ONCE:
+                if len(batch) == most:
                     yield batch
                     batch = []
         if batch:
