@@ -121,19 +121,31 @@ class OpenSshChannel:
 
     def read(self, limit_bytes: int) -> bytes:
         """See `Channel.read`."""
-        buffer = bytearray(limit_bytes)
-        count = self.readinto(memoryview(buffer))
-        return bytes(memoryview(buffer)[:count])
+        with self._reading:
+            data = os.read(self._open_output(), self._piece_bytes(limit_bytes))
+            self.received_bytes += len(data)
+        self._taken(len(data))
+        return data
 
     def readinto(self, buffer: memoryview) -> int:
         """See `Channel.readinto`."""
         with self._reading:
-            if self._closed:
-                raise self._failure()
-            if self._throttle:
-                buffer = buffer[: self._throttle.piece_bytes]
-            count = os.readv(self._process.stdout, [buffer])
+            count = os.readv(self._open_output(), [buffer[: self._piece_bytes(len(buffer))]])
             self.received_bytes += count
+        self._taken(count)
+        return count
+
+    def _open_output(self) -> int:
+        """What the client writes to. Called with the lock for reading held."""
+        if self._closed:
+            raise self._failure()
+        return self._process.stdout
+
+    def _piece_bytes(self, limit_bytes: int) -> int:
+        return min(limit_bytes, self._throttle.piece_bytes) if self._throttle else limit_bytes
+
+    def _taken(self, count: int) -> None:
+        """So many bytes have been read; none: the end."""
         if count == 0:
             # The client ends with its output, so how it ended is known in no time.
             self._process.ended.wait(_LAST_WORDS_S)
@@ -141,7 +153,6 @@ class OpenSshChannel:
                 raise self._failure()
         elif self._throttle:
             self._throttle.take(count)
-        return count
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """See `Channel.write`."""

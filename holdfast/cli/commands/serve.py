@@ -57,7 +57,7 @@ class _Standard:
             self._throttle.take(len(data))
         return data
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Sends all of it."""
         rest = memoryview(data)
         while rest:

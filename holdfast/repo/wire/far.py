@@ -128,7 +128,7 @@ class FarSide:
     def __init__(
         self,
         read: Callable[[int], bytes],
-        write: Callable[[bytes], None],
+        write: Callable[[bytes | bytearray | memoryview], None],
         rights: Rights | None = None,
         hosted: Hosted | None = None,
         clock: Callable[[], float] = time.time,
@@ -226,9 +226,5 @@ class FarSide:
             self._writing,
             contextlib.suppress(OSError, ValueError),
         ):  # the client is gone; the reader will see
-            pieces = encode_frames(number, kind, body)
-            if len(pieces) == 2:
-                self._write(pieces[0] + pieces[1])
-            else:
-                for piece in pieces:
-                    self._write(piece)
+            for piece in encode_frames(number, kind, body):
+                self._write(piece)

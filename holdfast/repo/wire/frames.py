@@ -29,6 +29,9 @@ MAX_MESSAGE_BYTES: Final = 64 << 20
 """All frames of one message together. The longest are commits: some million ids."""
 
 _MORE: Final = 1
+_APART_BYTES: Final = 16 << 10
+"""Smaller pieces cost less together than each for itself."""
+_SHOWN_BYTES: Final = 400
 _HEAD: Final = struct.Struct("<4sBBHII")
 _CHECK: Final = struct.Struct("<Q")
 
@@ -45,18 +48,22 @@ class Packet(NamedTuple):
     body: bytes
 
 
-def encode_frames(request: int, kind: int, body: bytes | bytearray) -> list[bytes]:
-    """The pieces that make up one message on the wire, in order."""
+def encode_frames(request: int, kind: int, body: bytes | bytearray) -> list[bytes | bytearray | memoryview]:
+    """The pieces that make up one message on the wire, in order.
+
+    A large frame goes in two pieces, its head and its part of `body`, so that nothing of that is copied.
+    """
     assert len(body) <= MAX_MESSAGE_BYTES
-    pieces: list[bytes] = []
+    pieces: list[bytes | bytearray | memoryview] = []
     start = 0
     while True:
-        part = bytes(body[start : start + MAX_BODY_BYTES]) if len(body) > MAX_BODY_BYTES else bytes(body)
+        part = memoryview(body)[start : start + MAX_BODY_BYTES]
         start += len(part)
         head = _HEAD.pack(MAGIC, kind, _MORE if start < len(body) else 0, 0, request, len(part))
         digest = xxhash.xxh3_64(head)
         digest.update(part)
-        pieces += [head + _CHECK.pack(digest.intdigest()), part]
+        head += _CHECK.pack(digest.intdigest())
+        pieces += [head, part] if len(part) >= _APART_BYTES else [head + part]
         if start >= len(body):
             return pieces
 
@@ -68,45 +75,63 @@ class Decoder:
     """
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._parts: list[bytes] = []
+        self._head = bytearray()  # of the frame that is coming in
+        self._body: list[bytearray | memoryview] = []
+        self._missing = 0
+        self._parts: list[bytearray | memoryview] = []
         self._parts_bytes = 0
         self._open: tuple[int, int] | None = None
         self.frames = 0
 
-    def feed(self, data: bytes | memoryview) -> Iterator[Packet]:
+    def feed(self, data: bytes) -> Iterator[Packet]:
         """The messages that are complete with `data`; all of them must be taken before the next call.
 
         Raises:
             ProtocolError: what came is no frame, or not one that may come now.
         """
-        self._buffer += data
-        at = 0
-        try:
-            while len(self._buffer) - at >= HEADER_BYTES:
-                length = self._checked_length(at)
-                end = at + HEADER_BYTES + length
-                if end > len(self._buffer):
-                    break
-                packet = self._take(at, end)
-                at = end
+        left = memoryview(data)
+        while left:
+            if len(self._head) < HEADER_BYTES:
+                count = HEADER_BYTES - len(self._head)
+                self._head += left[:count]
+                left = left[count:]
+                if len(self._head) < HEADER_BYTES:
+                    return
+                try:
+                    self._missing = self._checked_length()
+                except ProtocolError:
+                    self._head += left[:_SHOWN_BYTES]
+                    raise
+            count = min(self._missing, len(left))
+            self._keep(left[:count])
+            left = left[count:]
+            self._missing -= count
+            if not self._missing:
+                packet = self._take()
                 if packet is not None:
                     yield packet
-        finally:
-            del self._buffer[:at]
 
     def end(self) -> None:
         """Raises `ProtocolError` if the stream ended within a message."""
-        if self._buffer or self._open is not None:
+        if self._head or self._open is not None:
             raise ProtocolError("the other side stopped in the middle of a message")
 
     @property
     def rest(self) -> bytes:
         """What has come and was not understood, to show to the user."""
-        return bytes(self._buffer[:400])
+        return bytes(self._head[:_SHOWN_BYTES])
 
-    def _checked_length(self, at: int) -> int:
-        magic, _, flags, reserved, _, length = _HEAD.unpack_from(self._buffer, at)
+    def _keep(self, data: memoryview) -> None:
+        """Small pieces are put together, lest each takes many times its length."""
+        if len(data) >= _APART_BYTES:
+            self._body.append(data)
+        elif self._body and isinstance(self._body[-1], bytearray):
+            self._body[-1] += data
+        else:
+            self._body.append(bytearray(data))
+
+    def _checked_length(self) -> int:
+        magic, _, flags, reserved, _, length = _HEAD.unpack_from(self._head)
         if magic != MAGIC:
             raise ProtocolError(
                 "the other side does not speak Holdfast's protocol, or not this version of it"
@@ -117,26 +142,25 @@ class Decoder:
             raise ProtocolError(f"a frame claims {length} bytes, beyond the limit of {MAX_BODY_BYTES}")
         return int(length)
 
-    def _take(self, at: int, end: int) -> Packet | None:
-        _, kind, flags, _, request, _ = _HEAD.unpack_from(self._buffer, at)
-        with memoryview(self._buffer) as view:
-            head = bytes(view[at : at + 16])
-            (check,) = _CHECK.unpack_from(view, at + 16)
-            body = bytes(view[at + HEADER_BYTES : end])
-        digest = xxhash.xxh3_64(head)
-        digest.update(body)
+    def _take(self) -> Packet | None:
+        """The message that the frame completes, if it does."""
+        _, kind, flags, _, request, length = _HEAD.unpack_from(self._head)
+        (check,) = _CHECK.unpack_from(self._head, _HEAD.size)
+        digest = xxhash.xxh3_64(bytes(self._head[: _HEAD.size]))
+        for piece in self._body:
+            digest.update(piece)
         if digest.intdigest() != check:
             raise ProtocolError("a frame fails its checksum: bytes were altered on the way")
         if self._open is not None and self._open != (request, kind):
             raise ProtocolError("frames of two messages are mixed")
         self.frames += 1
-        if not flags and self._open is None:
-            return Packet(request, kind, body)
-        self._parts.append(body)
-        self._parts_bytes += len(body)
+        self._head.clear()
+        self._parts += self._body
+        self._parts_bytes += length
+        self._body = []
         if self._parts_bytes > MAX_MESSAGE_BYTES:
             raise ProtocolError(f"a message is longer than the limit of {MAX_MESSAGE_BYTES} bytes")
-        if flags and len(body) < MAX_BODY_BYTES:
+        if flags and length < MAX_BODY_BYTES:
             raise ProtocolError("a frame that says that more follows is not full")
         if flags:
             self._open = (request, kind)

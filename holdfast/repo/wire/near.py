@@ -101,13 +101,9 @@ class Connection:
                 self.requests += 1
                 number = self.requests
                 self._waiting[number] = request.answer, future
-            pieces = encode_frames(number, kind, body)
             try:
-                if len(pieces) == 2:
-                    self._write(pieces[0] + pieces[1])
-                else:
-                    for piece in pieces:
-                        self._write(piece)
+                for piece in encode_frames(number, kind, body):
+                    self._write(piece)
             except LinkError as error:
                 failed = error
             else:
@@ -116,7 +112,7 @@ class Connection:
         self._fail(failed)
         raise self._failure or failed
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | bytearray | memoryview) -> None:
         self._stream.write(data)
         self.sent_bytes += len(data)
         self._spoke.set()

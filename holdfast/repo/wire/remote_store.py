@@ -52,12 +52,10 @@ class _RemotePackWriter:
     def length(self) -> int:
         return self._length
 
-    def append(self, parts: Sequence[bytes | bytearray]) -> int:
+    def append(self, parts: Sequence[bytes | bytearray | memoryview]) -> int:
         self._require_usable()
         start = self._length
-        data = parts[0] if len(parts) == 1 else b"".join(parts)
-        for at in range(0, len(data), _PIECE_BYTES):
-            piece = bytes(data[at : at + _PIECE_BYTES])
+        for piece in _pieces(parts):
             self._wait_for_room(len(piece))
             self._connection.begin(
                 m.Append(self._number, self._length, piece),
@@ -113,6 +111,24 @@ class _RemotePackWriter:
                 self._connection.ask(m.CloseWriter(self._number))
             except HoldfastError:
                 return  # the far side has let go of it, or will when it notices that we are gone
+
+
+def _pieces(parts: Sequence[bytes | bytearray | memoryview]) -> Iterator[bytes]:
+    """What lies in some parts, in pieces of equal size, the last one apart."""
+    gathered: list[memoryview] = []
+    size = 0
+    for part in parts:
+        left = memoryview(part)
+        while left:
+            take = left[: _PIECE_BYTES - size]
+            gathered.append(take)
+            size += len(take)
+            left = left[len(take) :]
+            if size == _PIECE_BYTES:
+                yield b"".join(gathered)
+                gathered, size = [], 0
+    if gathered:
+        yield b"".join(gathered)
 
 
 class RemotePackStore:

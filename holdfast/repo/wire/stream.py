@@ -30,7 +30,7 @@ class Stream(Protocol):
         """The next bytes, at most so many; empty at the end. Raises `LinkError`."""
         ...
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Sends all of `data`; waits while the far side is slow. Raises `LinkError`."""
         ...
 
@@ -62,7 +62,7 @@ class SshStream:
         """See `Stream.read`."""
         return self._channel.read(limit_bytes)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """See `Stream.write`."""
         self._channel.write(data)
 
@@ -130,7 +130,7 @@ class PipeStream:
         assert self._process.stdout is not None
         return os.read(self._process.stdout.fileno(), limit_bytes)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """See `Stream.write`."""
         assert self._process.stdin is not None
         rest = memoryview(data)

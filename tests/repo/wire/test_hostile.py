@@ -8,6 +8,7 @@ import random
 import socket
 import struct
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -133,6 +134,18 @@ def test_a_message_without_an_end_is_cut_short() -> None:
     with pytest.raises(ProtocolError, match="longer than the limit"):
         for _ in range(MAX_MESSAGE_BYTES // MAX_BODY_BYTES + 1):
             assert not list(decoder.feed(part))
+
+
+def test_a_frame_that_trickles_in_takes_no_more_memory_than_its_length() -> None:
+    stream = frame(1, 107, bytes(MAX_BODY_BYTES))
+    decoder = Decoder()
+    tracemalloc.start()
+    try:
+        count = sum(1 for at in range(0, len(stream), 64) for _ in decoder.feed(stream[at : at + 64]))
+        assert tracemalloc.get_traced_memory()[1] < 3 * MAX_BODY_BYTES
+    finally:
+        tracemalloc.stop()
+    assert count == 1
 
 
 # --- messages
