@@ -240,6 +240,11 @@ class ParamikoLink:
         try:
             channel = transport.open_session(window_size=_WINDOW_BYTES, timeout=self._patience.connect_s)
             channel.exec_command(command)
+        except paramiko.ChannelException as error:  # the connection is there, and goes on
+            raise LinkError(
+                f"{self._address} does not let us run one more command on a connection that is there ({error.text})",
+                hint="see MaxSessions in sshd_config over there: 10, as usual, is enough",
+            ) from None
         except (paramiko.SSHException, OSError, EOFError) as error:
             progress = Progress(started=not transport.is_active())
             progress.lines.append(str(error) or "the host closed it")

@@ -7,7 +7,7 @@ import importlib.util
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -248,14 +248,14 @@ def test_agents_that_bring_nothing_are_given_up(host: Host) -> None:
     """One that dies whenever it is asked for a certain range must not be started for ever."""
     files = host.files(Endurance(pauses_s=(0.0,), most_barren=2))
     disk = files.disk(host.links)
-    act: Callable[[object], None] = lambda _: host.kill() or disk_reads(disk)
+
+    def act(_opened: object) -> None:
+        host.kill()
+        raise LinkLost("the agent on the host has ended")
+
     with pytest.raises(LinkLost):
         disk.attempt(act)
     assert host.lives == 3
-
-
-def disk_reads(disk: object) -> None:
-    raise LinkLost("the agent on the host has ended")
 
 
 def test_an_interruption_ends_the_waiting(host: Host) -> None:
