@@ -117,7 +117,8 @@ def _anew(
     workers: int | None,
     tell: Callable[[str], None],
 ) -> tuple[int, int | None, list[str]]:
-    from holdfast.esxi.bringback import NewFolder, new_disk_names, register
+    from holdfast.esxi.bringback import NewFolder, new_disk_names
+    from holdfast.esxi.registering import register
     from holdfast.esxi.running import PowerSwitch
 
     # Whatever only looks comes first, so that a host that can not be written leaves nothing behind.

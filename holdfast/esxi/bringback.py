@@ -1,4 +1,4 @@
-"""A VM is brought back to a host: a folder with thin disks, filled by the agent, checked, and registered.
+"""A VM is brought back to a host: a folder with thin disks, filled by the agent and checked.
 
     folder, with a file in it that says that it is incomplete
     disks by the host's own tool, thin; only what is not zeros is written
@@ -22,19 +22,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from holdfast.disk import SECTOR_BYTES, DiskInfo
-from holdfast.errors import DestinationExists, DiskFull, HoldfastError, SourceError, StorageError, UsageError
+from holdfast.errors import DestinationExists, DiskFull, SourceError, StorageError, UsageError
 from holdfast.esxi import text as texts
 from holdfast.esxi.agent.gate import MARKER
 from holdfast.esxi.agent_link import AgentLink, FarFile
 from holdfast.esxi.host import HostSession
-from holdfast.esxi.inventory import Vm
 from holdfast.esxi.names import fault_of, free_name, printable, stem_of
-from holdfast.esxi.says.answer import fault_in
 from holdfast.esxi.says.disktool import DiskTask, require_success
-from holdfast.esxi.says.machines import parse_registered
 from holdfast.units import KIB, MIB
 
-__all__ = ["MARKER", "HostSink", "NewFolder", "new_disk_names", "register", "write_differences"]
+__all__ = ["MARKER", "HostSink", "NewFolder", "new_disk_names", "write_differences"]
 
 _PIECE_BYTES: Final = MIB
 _BLOCK_BYTES: Final = 64 * KIB
@@ -285,36 +282,6 @@ def write_differences(
         on_progress(end, written)
     sink.finish()
     return written
-
-
-def register(session: HostSession, vmx: str, name: str) -> Vm:
-    """The VM, registered with the host.
-
-    It is tried again after failures that pass: what is registered already is refused, and found in the list.
-
-    Raises:
-        SourceError: the host refuses, or does not list it afterwards.
-        KeyLimited: our key may not register it.
-        LinkError: the connection is over.
-    """
-    doing = f"registering {printable(vmx)}"
-    named = () if name.startswith("-") else (name,)  # it would be an option; the VMX says the name as well
-    tail = posixpath.join(*vmx.split("/")[-2:])
-    try:
-        answer = session.console.repeated(
-            lambda: session.console.act(("vim-cmd", "solo/registervm", vmx, *named), doing)
-        )
-        fault = fault_in(answer.text)
-        is_there = fault is not None and fault.name == "AlreadyExists"
-        number = None if is_there else parse_registered(answer.require(doing))
-        for vm in session.view.vms():
-            if vm.id == number or (number is None and vm.file.path == tail):
-                return vm
-        answer.require(doing)
-        raise SourceError("the host has registered the VM, but does not list it")
-    except HoldfastError as error:
-        hint = f"the VM is complete in its folder: register {printable(vmx)} on the host yourself"
-        raise type(error)(error.message, hint=hint) from None
 
 
 def _adapter(info: DiskInfo) -> str:
