@@ -2,23 +2,80 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from holdfast.errors import KeyLimited
+from holdfast.errors import KeyLimited, SourceError
 from holdfast.esxi.settling import consolidate, leftovers, settle_abandoned
 
 if TYPE_CHECKING:
     from holdfast.cli.output import Json
     from holdfast.esxi.host import HostSession
+    from holdfast.esxi.says.limits import License, SshdLimits
     from holdfast.esxi.says.storage import Volume
 
 __all__ = ["HostReport", "check_host"]
 
 _SKEW_S: Final = 120
 _LOW: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class HostAllows:
+    """What a host lets us do, as far as it tells.
+
+    Args:
+        licenses: empty if it tells none.
+        sshd: None if it does not tell.
+        shell_open_s: SSH is switched off that long after it was switched on; 0 for never.
+        shell_idle_s: a shell that somebody types at is ended after that; 0 for never.
+    """
+
+    licenses: tuple[License, ...] = ()
+    sshd: SshdLimits | None = None
+    shell_open_s: int | None = None
+    shell_idle_s: int | None = None
+
+    def as_json(self) -> dict[str, Json]:
+        """For programs: null is what the host does not tell."""
+        return {
+            "licenses": [
+                {"name": one.name, "edition": one.edition, "expires": one.expires, "free": one.is_free}
+                for one in self.licenses
+            ],
+            "max_sessions": self.sshd.max_sessions if self.sshd else None,
+            "max_startups": self.sshd.max_startups if self.sshd else None,
+            "shell_timeout_s": self.shell_open_s,
+            "shell_idle_timeout_s": self.shell_idle_s,
+            "hints": list(self.hints()),
+        }
+
+    def hints(self) -> tuple[str, ...]:
+        """What a user may want to know, and what is no fault."""
+        found = [
+            f"the licence '{one.name}' is the free one: backups and restores over SSH work with it, other tools that use the host's API may not"
+            for one in self.licenses
+            if one.is_free
+        ]
+        found += [
+            f"the licence '{one.name}' ends at {one.expires}: from then on the host starts no VM"
+            for one in self.licenses
+            if one.expires
+        ]
+        if self.shell_open_s:
+            found.append(
+                f"the host switches SSH off {self.shell_open_s} s after it was switched on (UserVars.ESXiShellTimeOut): later "
+                "backups, and those that have to connect again, do not get in; 0 leaves it on"
+            )
+        if self.shell_idle_s:
+            found.append(
+                f"the host ends shells that are idle for {self.shell_idle_s} s (UserVars.ESXiShellInteractiveTimeOut): that is meant "
+                "for people, and should not concern backups; should they break off at that time, set it to 0"
+            )
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +88,7 @@ class HostReport:
         volumes: those that hold VMs.
         restrict: the level of the agent that our key is limited to; empty if it has a shell.
         agent_present: whether that is the agent of this version.
+        allows: None where the key is limited to the agent, and can not ask.
     """
 
     name: str
@@ -42,6 +100,7 @@ class HostReport:
     vms: int = 0
     restrict: str = ""
     agent_present: bool = True
+    allows: HostAllows | None = None
     warnings: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Json]:
@@ -65,6 +124,7 @@ class HostReport:
             "vms": self.vms,
             "restrict": self.restrict,
             "agent_present": self.agent_present,
+            **(self.allows or HostAllows()).as_json(),
             "warnings": list(self.warnings),
         }
 
@@ -128,5 +188,23 @@ def check_host(session: HostSession, *, clean: bool, tell: Callable[[str], None]
         volumes,
         len(vms),
         level,
+        allows=None if level else _allowed(session),
         warnings=tuple(warnings),
+    )
+
+
+def _allowed(session: HostSession) -> HostAllows:
+    view = session.view
+    licenses: tuple[License, ...] = ()
+    sshd: SshdLimits | None = None
+    seconds: dict[str, int] = {}
+    with contextlib.suppress(SourceError):
+        licenses = view.licenses()
+    with contextlib.suppress(SourceError):
+        sshd = view.sshd_limits()
+    for name in ("ESXiShellTimeOut", "ESXiShellInteractiveTimeOut"):
+        with contextlib.suppress(SourceError):
+            seconds[name] = view.shell_setting(name)
+    return HostAllows(
+        licenses, sshd, seconds.get("ESXiShellTimeOut"), seconds.get("ESXiShellInteractiveTimeOut")
     )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from holdfast.cli.failures import print_failure
 from holdfast.cli.fleet import run_fleet, same_options, together
+from holdfast.cli.linked import is_esxi, open_session, parse_esxi
 from holdfast.cli.output import notice, print_json, say, warn
 from holdfast.cli.passwords import current_password, password_is_given
 from holdfast.cli.progress import progress
+from holdfast.errors import LinkError, SourceError
 from holdfast.units import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -46,6 +50,7 @@ def back_up_several(
         if value:
             global_words += [option, value]
     options = same_options(context, _OURS)
+    _warn_of_limits(invocation, sources, parallel)
 
     def hear(source: str, value: dict[str, Any]) -> None:
         if value.get("type") == "progress":
@@ -71,6 +76,25 @@ def back_up_several(
     invocation.exit_code = together(ended)
     if not invocation.json:
         _tell(ended)
+
+
+def _warn_of_limits(invocation: Invocation, sources: Sequence[str], parallel: int) -> None:
+    """Says so if a host may turn some of the connections away that begin at the same time. What it does not tell is left to the backups."""
+    counts = Counter(parse_esxi(source).host for source in sources if is_esxi(source))
+    for host, count in counts.items():
+        at_once = min(count, parallel)
+        if at_once < 2:
+            continue
+        with contextlib.suppress(SourceError, LinkError), open_session(host) as session:
+            if session.record.restrict:  # such a key can not ask
+                continue
+            limit = session.view.sshd_limits().max_startups
+            if at_once > limit:
+                warn(
+                    invocation,
+                    f"{host} may turn connections away when more than {limit} log in at the same time (MaxStartups of its sshd), and "
+                    f"up to {at_once} backups begin at once; use --parallel {limit}",
+                )
 
 
 def _hear(invocation: Invocation, source: str, value: dict[str, Any]) -> None:

@@ -16,6 +16,14 @@ from holdfast.esxi.console import Console
 from holdfast.esxi.names import printable
 from holdfast.esxi.says.devices import VmDisk, parse_devices
 from holdfast.esxi.says.esxcli import HostVersion, parse_version
+from holdfast.esxi.says.limits import (
+    MAX_CONFIG_BYTES,
+    License,
+    SshdLimits,
+    parse_licenses,
+    parse_setting,
+    parse_sshd_config,
+)
 from holdfast.esxi.says.machines import (
     DatastorePath,
     PowerState,
@@ -118,6 +126,22 @@ class HostView:
     def clock_s(self) -> int:
         """What its clock says, in Unix seconds."""
         return self.console.look(("date", "-u", "+%s"), "reading the clock", _whole)
+
+    def licenses(self) -> tuple[License, ...]:
+        """Its licences. A key that is limited to the agent can not ask for them, nor for what the next two do."""
+        return self.console.look(
+            ("vim-cmd", "vimsvc/license", "--show"), "asking for the licence", parse_licenses
+        )
+
+    def sshd_limits(self) -> SshdLimits:
+        """The limits of its sshd, as far as the file of its settings tells them."""
+        data = self.console.read("/etc/ssh/sshd_config", MAX_CONFIG_BYTES)
+        return parse_sshd_config(data.decode("utf-8", "replace"))
+
+    def shell_setting(self, name: str) -> int:
+        """A number of its `UserVars`, such as `ESXiShellTimeOut`."""
+        words = ("esxcli", "system", "settings", "advanced", "list", "-o", f"/UserVars/{name}")
+        return self.console.look(words, f"asking for {name}", parse_setting)
 
     def python(self) -> str:
         """The version of its Python; empty if it has none."""

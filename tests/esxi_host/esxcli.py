@@ -43,6 +43,8 @@ def run(inventory: Inventory, session: Session) -> int:
         session.print(
             "   Physical Memory: 17179398144 Bytes\n   Reliable Memory: 0 Bytes\n   NUMA Node Count: 1"
         )
+    elif command.startswith("system settings advanced list -o /UserVars/ESXiShell"):
+        session.print(_setting(words[-1], int(inventory.faults.get("shell_timeout_s") or 0)))
     elif command.startswith("system settings advanced list"):
         session.print(
             "   Path: /User/execInstalledOnly\n   Type: integer\n   Int Value: 1\n   Default Int Value: 1"
@@ -51,6 +53,11 @@ def run(inventory: Inventory, session: Session) -> int:
         session.print(f"Error: Unknown command or namespace {command}\n")
         return 1
     return 0
+
+
+def _setting(path: str, value: int) -> str:
+    value = 0 if path.endswith("InteractiveTimeOut") else value
+    return f"   Path: {path}\n   Type: integer\n   Int Value: {value}\n   Default Int Value: 0\n   Min Value: 0\n   Max Value: 86400"
 
 
 def version(release: str) -> Row:

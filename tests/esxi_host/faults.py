@@ -19,6 +19,8 @@ TABLE: dict[str, str] = {
     "hang_after_bytes": "a connection goes silent for good when that many bytes went over it; strikes once",
     "no_password": "no keyboard-interactive either: only keys are let in",
     "max_sessions": "sshd's MaxSessions (ESXi: 10)",
+    "max_startups": "sshd's MaxStartups (ESXi: `10:30:100`), as its settings tell it; not applied",
+    "shell_timeout_s": "`UserVars.ESXiShellTimeOut`, as `esxcli` tells it; not applied",
     "rekey_limit": "sshd's RekeyLimit, such as `16M` (ESXi: `1G 1H`)",
     "banner": "this text is sent before authentication",
     "session_noise": "each session begins with this text on stderr",

@@ -7,6 +7,7 @@ connection in mid-stream. Each connection gets the configuration of the moment, 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
@@ -46,6 +47,7 @@ PermitTunnel no
 ClientAliveInterval 200
 ClientAliveCountMax 3
 MaxSessions {sessions}
+MaxStartups {startups}
 RekeyLimit {rekey}
 PrintMotd yes
 Banner {banner}
@@ -141,6 +143,7 @@ class Inetd:
             rekey=self._faults.get("rekey_limit") or "1G 1H",
             keyboard="no" if self._faults.get("no_password") else "yes",
             sessions=int(self._faults.get("max_sessions") or 10),
+            startups=self._faults.get("max_startups") or "10:30:100",
         )
         noise = self._faults.get("session_noise")
         if noise:
@@ -156,6 +159,11 @@ class Inetd:
             with open(path + ".new", "w", encoding="utf-8") as file:
                 file.write(text)
             os.rename(path + ".new", path)
+        shown = os.path.join(self._layout.root, "etc/ssh/sshd_config")  # for those who look
+        if not os.path.exists(shown) or not os.path.samefile(shown, path):
+            with contextlib.suppress(OSError):  # another connection does the same
+                os.symlink(name, f"{shown}.{threading.get_ident()}")
+                os.replace(f"{shown}.{threading.get_ident()}", shown)
         return f"/etc/ssh/{name}"
 
     def _serve(self, accepted: socket.socket) -> None:

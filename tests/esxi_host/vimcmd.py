@@ -126,6 +126,22 @@ def _task_cancel(inventory: Inventory, session: Session, rest: list[str]) -> int
     return _task_info(inventory, session, rest)
 
 
+def _license(_inventory: Inventory, session: Session, rest: list[str]) -> int:
+    if rest != ["--show"]:
+        session.print("Insufficient arguments.")
+        return 1
+    major = session.release.partition(".")[0]
+    session.print(
+        "[200] Sending request for installed licenses...[200] Complete, result is:\n"
+        "   serial: 00000-00000-00000-00000-00000\n   vmodl key: esx.hypervisor.cpuPackageCoreLimited\n"
+        f"   name: vSphere {major} Hypervisor\n   total: 0\n   used: 1\n   unit: cpuPackage:32core\n   Properties:\n"
+        f"     [ProductName] = VMware ESX Server\n     [ProductVersion] = {major}.0\n"
+        "     [count_disabled] = This license is unlimited\n"
+        '     [feature] = vsmp:8 ("Up to 8-way virtual SMP")'
+    )
+    return 0
+
+
 # --- what a VM is
 
 
@@ -358,6 +374,7 @@ COMMANDS: dict[str, Command] = {
     "vimsvc/task_list": _task_list,
     "vimsvc/task_cancel": _task_cancel,
     "solo/registervm": _registervm,
+    "vimsvc/license": _license,
 }
 
 VM_COMMANDS: dict[str, VmCommand] = {

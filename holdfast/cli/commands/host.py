@@ -132,7 +132,7 @@ def _restriction(level: str, *, present: bool) -> str:
 @json_option
 @click.pass_obj
 def check(invocation: Invocation, names: tuple[str, ...], clean: bool) -> None:
-    """Look at hosts: version, datastores, Python, clock, and what interrupted runs have left.
+    """Look at hosts: version, datastores, Python, clock, licence, limits of SSH, and what interrupted runs have left.
 
     Without NAME, all linked hosts are looked at.
     """
@@ -166,6 +166,14 @@ def _show(report: HostReport) -> None:
             *(("datastore", f"{v.name or v.uuid} ({v.kind}), {format_size(v.free_bytes)} of {format_size(v.size_bytes)} free") for v in report.volumes),
             ("VMs", str(report.vms)),
         ]  # fmt: skip
+    allows = report.allows
+    if allows is not None:
+        facts += [("licence", f"{one.name} ({one.edition})") for one in allows.licenses]
+        if allows.sshd is not None:
+            facts.append(
+                ("sshd", f"{allows.sshd.max_startups} logins at the same time, {allows.sshd.max_sessions} commands over one connection")
+            )  # fmt: skip
+        facts += [("hint", hint) for hint in allows.hints()]
     print_facts(facts)
 
 

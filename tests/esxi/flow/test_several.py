@@ -24,6 +24,13 @@ def test_all_vms_in_parallel_and_one_of_them_fails(desk: Desk) -> None:
     host.add_vm("it's (2) $HOME", disks=[16 * MIB], running=True)
     host.add_vm("test-1", disks=[8 * MIB])
     host.add_vm("cluster", disks=[Disk(8 * MIB, mode="independent_persistent")], running=True)
+    host.faults.set("max_startups", "1:30:100")
+    host.faults.set("shell_timeout_s", 900)
+    checked = desk.json("host", "check", "esx1")["hosts"][0]
+    assert (checked["max_sessions"], checked["max_startups"]) == (10, 1)
+    assert checked["licenses"][0]["free"] is True
+    assert (checked["shell_timeout_s"], checked["shell_idle_timeout_s"]) == (900, 0)
+    assert len(checked["hints"]) == 2
     log = desk.folder / "progress.jsonl"
     told = desk.run(
         "backup",
@@ -39,6 +46,7 @@ def test_all_vms_in_parallel_and_one_of_them_fails(desk: Desk) -> None:
     )
     assert "2 of 3 backed up" in told.stdout
     assert "independent" in told.stderr
+    assert "use --parallel 1" in told.stderr
     assert {point["vm"] for point in desk.json("list")["points"]} == {"web1", "it's (2) $HOME"}
     assert all(not vm["snapshots"] for vm in host.state()["vms"].values())
     last = json.loads((desk.folder / "progress.jsonl.last").read_text())["sources"]
