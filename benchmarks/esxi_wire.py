@@ -103,6 +103,7 @@ class Bench:
         self._work = work
         self._snapshots: dict[int, int] = {}
         os.environ["XDG_CONFIG_HOME"] = str(work / "config")
+        os.environ["XDG_STATE_HOME"] = str(work / "state")
         key = host.path("/etc/ssh/ssh_host_ecdsa_key.pub")
         shown = subprocess.run(["ssh-keygen", "-lf", key], capture_output=True, text=True, check=True)
         fingerprint = shown.stdout.split()[1]

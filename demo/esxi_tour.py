@@ -131,6 +131,7 @@ def own_environment(work: Path) -> None:
     for name in [name for name in os.environ if name.startswith("HOLDFAST_")]:
         del os.environ[name]
     os.environ["XDG_CONFIG_HOME"] = str(work / "config")
+    os.environ["XDG_STATE_HOME"] = str(work / "state")
     os.environ["HOLDFAST_REPOSITORY"] = "repo"
     os.environ["LC_ALL"] = "C.UTF-8"
 

@@ -30,6 +30,7 @@ def test_every_backup_is_counted_and_proven(tmp_path: Path, monkeypatch: pytest.
     from benchmarks.esxi_wire import measure, section
 
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     result = measure(tmp_path, 16 * MIB, 1)
     wire = {(moved["name"], moved["via"]): moved["wire_bytes"] for moved in result["moved"]}
     assert wire["unchanged", "agent"] < wire["1 % changed", "agent"] < wire["first", "agent"]
