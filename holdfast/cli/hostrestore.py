@@ -288,7 +288,7 @@ def _require_python(session: HostSession) -> None:
     """Writing only non-zeros, reading back and comparing there are the agent's. A shell has nothing that does the same as safely."""
     if not session.view.python():
         raise FarCommandMissing(
-            f"{session.name} has no python3 that works, and nothing can be written there without; nothing was made",
+            f"{session.name} has no python3 that works, and nothing can be written there without one; nothing was made",
             hint="restore to another host, or into a folder of this machine and copy it over (scp), then register the .vmx",
         )
 
