@@ -272,15 +272,23 @@ class FarIndex:
         """Answers `NoteCopies`."""
         if len(request.address.encode()) > _MOST_ADDRESS_BYTES:
             raise ProtocolError("the address of a repository is too long")
+        known: dict[bytes, list[PointId]] = {}
+        for point in self.index.point_states():
+            known.setdefault(point[: m.START_BYTES], []).append(point)
+
+        def points(starts: Sequence[bytes]) -> list[PointId]:
+            found = (known.get(start, []) for start in starts)
+            return [fitting[0] for fitting in found if len(fitting) == 1]
+
         self.index.note_copies(
             CopiesFound(
                 RepositoryId(request.repository),
                 request.address,
                 request.when,
-                _points(request.compared),
-                _points(request.sampled),
-                _points(request.read),
-                _points(request.absent),
+                points(request.compared),
+                points(request.sampled),
+                points(request.read),
+                points(request.absent),
             )
         )
         return m.Done()

@@ -713,9 +713,16 @@ class ListCopies(Request[Rows]):
     answer: ClassVar = Rows
 
 
+START_BYTES: Final = 8
+"""Of an id, where it need not be beyond doubt."""
+
+
 @dataclass(frozen=True, slots=True)
 class NoteCopies(Request[Done]):
-    """See `Index.note_copies`. `address` has at most 1024 bytes."""
+    """See `Index.note_copies`. Points are named by the first 8 bytes of their ids; what fits none or several is passed over.
+
+    `address` has at most 1024 bytes.
+    """
 
     answer: ClassVar = Done
     repository: bytes
@@ -743,6 +750,7 @@ class GetChanges(Request[Number]):
 
 
 _RECORD: Final = fixed(ID_BYTES)
+_START: Final = fixed(START_BYTES)
 _PACK: Final = fixed(PACK_ID_BYTES)
 _SESSION: Final = fixed(SESSION_ID_BYTES)
 _REPOSITORY: Final = fixed(16)
@@ -853,7 +861,7 @@ _LAYOUTS: Final[Mapping[type[Message], tuple[int, tuple[Field, ...]]]] = {
     GetChanges: (151, ()),
     WereCollected: (152, (many(_RECORD),)),
     ListCopies: (153, ()),
-    NoteCopies: (154, (_REPOSITORY, TEXT, U64, many(_RECORD), many(_RECORD), many(_RECORD), many(_RECORD))),
+    NoteCopies: (154, (_REPOSITORY, TEXT, U64, many(_START), many(_START), many(_START), many(_START))),
 }
 _BY_NUMBER: Final = {number: (cls, layout) for cls, (number, layout) in _LAYOUTS.items()}
 

@@ -189,10 +189,10 @@ class RemoteIndex:
             found.repository,
             found.address,
             found.when,
-            tuple(found.compared),
-            tuple(found.sampled),
-            tuple(found.read),
-            tuple(found.absent),
+            *(
+                tuple(point[: m.START_BYTES] for point in points)
+                for points in (found.compared, found.sampled, found.read, found.absent)
+            ),
         )
         self._connection.ask(request)
 

@@ -325,7 +325,7 @@ def examples(path: str) -> list[m.Request[m.Message]]:
         m.BeginCollection(), m.NoteCollected((point.id,)), m.Sweep((record[0],), 2**31),
         m.Drop(((record[0], record[1].pack, record[1].offset),)), m.DropAliases((b"x" * 32,)),
         m.ReplacePackRow(pack.number, row, row), m.RemovePack(pack.number),
-        m.NoteCopies(bytes(16), "ssh://nas/there", 1, (point.id,), (), (point.id,), ()),
+        m.NoteCopies(bytes(16), "ssh://nas/there", 1, (point.id[:8],), (), (point.id[:8],), ()),
     ]  # fmt: skip
 
 
