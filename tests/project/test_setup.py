@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -66,13 +65,14 @@ def run_setup(place: Path) -> subprocess.CompletedProcess[str]:
 def test_takes_no_time_when_all_is_there(root: Path) -> None:
     if not (root / ".venv" / "setup.stamp").exists():
         pytest.skip("needs .venv as tools/setup makes it; this run uses another environment")
-    times_s = []
-    for _ in range(5):
-        started = time.perf_counter()
+    spent_s = []
+    for _ in range(3):
+        before = os.times()
         outcome = subprocess.run([root / "tools" / "setup"], capture_output=True, text=True, check=True)
-        times_s.append(time.perf_counter() - started)
+        after = os.times()  # of processors: how long it takes depends on what else the machine does
+        spent_s.append(sum(after[2:4]) - sum(before[2:4]))
         assert outcome.stdout == ""
-    assert min(times_s) < 0.3
+    assert min(spent_s) < 0.2
 
 
 def test_names_what_is_missing_and_the_command_that_brings_it(bare: Path) -> None:
