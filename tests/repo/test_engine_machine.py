@@ -121,7 +121,9 @@ class EngineMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     def finish(self, which) -> None:
         backup = self.running.pop(which % len(self.running))
-        self.truth.points[backup.finish()] = {"disk0.raw": backup.data}
+        point = backup.finish()
+        if point not in self.forgotten:  # it may have been listed, and forgotten, before it was reported
+            self.truth.points[point] = {"disk0.raw": backup.data}
 
     # --- disasters
 
