@@ -183,6 +183,8 @@ def _adopt_records(packs: PackStore, index: Index, writer: PackWriter, home: Hom
     if row is not None and row.state is not PackState.OPEN:
         return None
     committed = row.committed_bytes if row is not None else 0
+    # An adoption that was cut off has committed its records, but not the length: they must not be counted as dead once more.
+    counted = PACK_HEADER_BYTES + row.live_bytes + row.dead_bytes if row is not None else 0
     try:
         created = read_pack_header(packs, writer.id, home.repository).created_ms // 1000
         records, end, state = _read_tail(packs, writer, max(committed, PACK_HEADER_BYTES))
@@ -196,7 +198,7 @@ def _adopt_records(packs: PackStore, index: Index, writer: PackWriter, home: Hom
     tail = _Tail(writer.id, created, end, state, special, whole)
     if end > committed:
         writer.sync()
-        batch = Batch(None, now, [r for r in records if r.kind != Kind.TABLE])
+        batch = Batch(None, now, [r for r in records if r.kind != Kind.TABLE and r.offset >= counted])
         batch.packs.append(
             PackProgress(writer.id, special[0], PackState.OPEN, created) if special else _progress(tail)
         )
