@@ -40,6 +40,7 @@ from holdfast.ids import ID_BYTES, NodeId, PackId, PointId, RecordId
 from holdfast.repo.check import contents_of
 from holdfast.repo.codec import Opener, Sealed, strong_hash
 from holdfast.repo.format.record import (
+    PACK_HEADER_BYTES,
     RECORD_HEADER_BYTES,
     Kind,
     TableEntry,
@@ -389,7 +390,7 @@ class Collector:
     def _held(self, row: PackRow) -> Iterator[tuple[PackWriter, PackRow] | None]:
         """Holds a pack, so that nobody appends to it meanwhile; with it goes its row as it is then.
 
-        None if somebody else holds it, or it is gone.
+        None if somebody else holds it, or it is gone, or if its adoption goes on: the index has records of it behind the committed length.
         """
         writer = self._packs.adopt(row.id)
         if writer is None:
@@ -397,7 +398,9 @@ class Collector:
             return
         try:
             now = next((now for now in self._index.packs() if now.number == row.number), None)
-            yield None if now is None else (writer, now)
+            counted = 0 if now is None else PACK_HEADER_BYTES + now.live_bytes + now.dead_bytes
+            adopting = now is not None and now.state is PackState.OPEN and counted > now.committed_bytes
+            yield None if now is None or adopting else (writer, now)
         finally:
             writer.close()
 

@@ -486,12 +486,17 @@ class LmdbIndex:
         duplicates = self._insert(txn, batch, packs, live, dead, counts, dead_counts, replaced)
         for progress in batch.packs:
             row = packs[progress.id]
-            if progress.committed_bytes > row.committed_bytes:
+            length = max(row.committed_bytes, progress.committed_bytes)
+            if (
+                row.state is PackState.HOLED
+            ):  # it has been cut off, and an adoption that began before comes too late
+                length = row.committed_bytes
+            if length > row.committed_bytes:
                 row = replace(row, verified=0, verified_by=VerifiedBy.NOTHING)
             row = replace(
                 row,
                 state=max(row.state, progress.state),  # a sealed pack is never open again
-                committed_bytes=max(row.committed_bytes, progress.committed_bytes),
+                committed_bytes=length,
                 records=row.records + counts[row.id],
                 dead_records=row.dead_records + dead_counts[row.id],
                 live_bytes=row.live_bytes + live[row.id],

@@ -276,8 +276,11 @@ def _adopt_special(packs: PackStore, index: Index, tails: Iterable[_Tail], home:
         elif not home.sole_index:  # what it needs may be in a pack that another writer holds just now
             unfinished.add(tail.pack)
     _apply_marks(index, marks, now)
+    present = (
+        {row.id for row in index.packs()} if waiting else set()
+    )  # a collection may have removed one meanwhile
     for tail in waiting:
-        if tail.pack not in unfinished:
+        if tail.pack in present and tail.pack not in unfinished:
             index.commit(Batch(None, now, packs=[_progress(tail)]))
 
 

@@ -135,6 +135,13 @@ class TestContract:
             (2, 10, PackState.OPEN),
         ]
 
+    def test_a_pack_that_was_cut_off_does_not_grow_again(self, index: Index) -> None:
+        """An adoption that began before a collection may end after it."""
+        index.commit(Batch(None, NOW, packs=[progress(1, 700, PackState.SEALED)]))
+        index.update_pack(1, lambda row: replace(row, state=PackState.HOLED, committed_bytes=600))
+        index.commit(Batch(None, NOW, packs=[progress(1, 700, PackState.SEALED)]))
+        assert [(r.committed_bytes, r.state) for r in index.packs()] == [(600, PackState.HOLED)]
+
     def test_nothing_is_committed_if_something_relied_on_is_gone(self, index: Index) -> None:
         index.begin_session(session(1), 0)
         index.commit(Batch(None, NOW, records=[record(1, 1, 64)], packs=[progress(1, 500)]))

@@ -135,12 +135,13 @@ class ModelIndex:
             state.packs[row.number] = row
         for progress in batch.packs:
             row = rows[progress.id]
-            if progress.committed_bytes > row.committed_bytes:
+            length = row.committed_bytes
+            if row.state is not PackState.HOLED:
+                length = max(length, progress.committed_bytes)
+            if length > row.committed_bytes:
                 row = replace(row, verified=0, verified_by=VerifiedBy.NOTHING)
             state.packs[row.number] = replace(
-                row,
-                state=max(row.state, progress.state),
-                committed_bytes=max(row.committed_bytes, progress.committed_bytes),
+                row, state=max(row.state, progress.state), committed_bytes=length
             )
         if batch.session is not None:
             state.roots |= {(batch.session, leaf) for leaf in batch.roots}
