@@ -24,7 +24,7 @@ test: setup ## run all tests; ARGS='-k name' passes options to pytest, WORKERS=n
 	pytest -n $(WORKERS) --dist=worksteal $(ARGS)
 
 soak: setup ## the engine's tests with many more kills, cuts, flips and cases, and gigabytes of data
-	HOLDFAST_SOAK=1 pytest -n $(WORKERS) --dist=worksteal tests/repo tests/ssh/test_cuts.py $(ARGS)
+	HOLDFAST_SOAK=1 pytest -n $(WORKERS) --dist=worksteal tests/repo tests/ssh/test_cuts.py tests/esxi/flow/test_faults.py $(ARGS)
 
 boot: setup ## boot a real Debian from a mounted restore point (as root; installs an emulator); some minutes
 	tests/guest/install_tools

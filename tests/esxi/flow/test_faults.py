@@ -60,12 +60,9 @@ CASES = [
     Case("snapshot_remove_s", 2, 0),
     Case("snapshot_remove_waits", True, 0),
     Case("tasks_forgotten", True, 0),
-    Case("rekey_limit", "1M", 0),
     Case("max_sessions", 1, 50, "MaxSessions"),
-    Case("slow_commands_s", 1, 0),
-    Case("busy_reads", True, 0),
     Case("remove_snapshots_after_mib", 1, 42, "somebody removed the snapshot"),
-    Case("power_off_after_mib", 4, 0),
+    Case("power_off_after_mib", 1, 0),
     Case("max_sessions", 2, 0),
     Case("rekey_limit", "1M", 0),
     Case("busy_reads", True, 0),
@@ -98,6 +95,18 @@ def test_the_host_is_as_before_and_the_next_run_succeeds(desk: Desk, case: Case)
         assert after.disks == vm.disks
     next_run = desk.run("backup", "esxi://esx1/web1", code=100 if others else 0)
     assert "has snapshots of its own" in next_run.stderr or not others
+    desk.run("check", "--read-data")
+
+
+@pytest.mark.skipif(not os.environ.get("HOLDFAST_SOAK"), reason="waits for a minute; run by `make soak`")
+def test_a_connection_that_falls_silent_is_given_up_and_begun_anew(desk: Desk) -> None:
+    host = desk.host
+    vm = host.add_vm("web1", disks=[24 * MIB], running=True)
+    host.faults.set("hang_after_bytes", MIB)
+    told = desk.run("backup", "esxi://esx1/web1")
+    assert "not responding" in told.stderr
+    assert "goes on where it broke off" in told.stderr
+    assert (host.vm("web1").snapshots, host.vm("web1").disks, desk.owed()) == ([], vm.disks, [])
     desk.run("check", "--read-data")
 
 
