@@ -6,7 +6,7 @@
 # The tools of the virtual environment first; sbin last, since mkfs.ext4 lives there and needs no root.
 export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
 
-WORKERS ?= 2
+WORKERS ?= 3
 ARGS ?=
 BENCH ?=
 
