@@ -54,6 +54,7 @@ _FETCH_BYTES: Final = MIB
 _FETCHES: Final = 6
 _ENTRIES: Final = 20000
 _END_S: Final = 10.0
+_LAST_WORDS_S: Final = 2.0
 
 
 class Transport(Protocol):
@@ -412,8 +413,15 @@ class AgentLink:
             try:
                 self._transport.write(data)
             except (OSError, ValueError) as error:
-                raise LinkLost(f"the agent's channel broke ({error})") from None
+                raise self._reason(LinkLost(f"the agent's channel broke ({error})")) from None
             self.sent_bytes += len(data)
+
+    def _reason(self, error: HoldfastError) -> HoldfastError:
+        """Why nothing can be sent any more: whoever receives learns how the agent has ended, though maybe a moment later."""
+        if self._receiver.is_alive():
+            with self._changed:
+                self._changed.wait_for(lambda: self._failure is not None, _LAST_WORDS_S)
+        return self._failure or error
 
     def _read_exactly(self, count: int) -> bytes | memoryview:
         """So many bytes, fewer at the end. What is long is read into its place at once: copies are made under the interpreter's lock."""

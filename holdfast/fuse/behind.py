@@ -52,10 +52,8 @@ class LeftBehind:
         """A reader of that file, a path within the mount, has left that range behind. Never waits for anybody."""
         if "\n" in path:
             return
-        with (
-            self._lock,
-            contextlib.suppress(OSError),
-        ):  # what can not be told stays in the page cache, and that is all
+        # What can not be told stays in the page cache, and that is all.
+        with self._lock, contextlib.suppress(OSError):
             if self._process is None and not self._closed:
                 self._process = self._started()
             if self._process is not None and self._process.stdin is not None:

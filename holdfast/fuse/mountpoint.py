@@ -178,9 +178,8 @@ def unmount(path: str) -> str:
             except MountInUse:
                 if not pauses_left:
                     raise
-                time.sleep(
-                    _BUSY_PAUSE_S
-                )  # our own process for what is left behind may have a file open for a moment
+                # Our own process for what is left behind may have a file open for a moment.
+                time.sleep(_BUSY_PAUSE_S)
         if server < 0 or _ended(server, _BY_ITSELF_S):
             return ""
         return _end_elsewhere(server, found.device, in_use=in_use)
@@ -204,12 +203,8 @@ def _end_elsewhere(server: int, device: str, *, in_use: bool) -> str:
             "it is served until that namespace ends"
         )
     minor = device.rpartition(":")[2]
-    with (
-        contextlib.suppress(
-            OSError
-        ),  # it has come to its end meanwhile, or there is no such file system here
-        open(f"{_CONNECTIONS}/{minor}/abort", "w", encoding="ascii") as file,
-    ):
+    # It may have come to its end meanwhile, or there is no such file system here.
+    with contextlib.suppress(OSError), open(f"{_CONNECTIONS}/{minor}/abort", "w", encoding="ascii") as file:
         file.write("1")
     if _ended(server, _END_WAIT_S):
         return ""

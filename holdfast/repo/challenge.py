@@ -112,10 +112,7 @@ class OwnAnswers:
             wanted = [record_id for record_id, one in kinds.items() if one == kind]
             try:
                 yield from self._whole(nonce, wanted, Kind(kind))
-            except (
-                DamagedData,
-                UnsupportedFormat,
-            ):  # one of them is to blame, the others are asked for alone
+            except (DamagedData, UnsupportedFormat):  # one of them is to blame: each is asked for alone
                 for record_id in wanted:
                     yield record_id, self._alone(nonce, record_id, Kind(kind))
 

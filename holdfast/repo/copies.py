@@ -26,7 +26,7 @@ from holdfast.repo.index import CopiesFound, Index
 __all__ = ["SeenCopies", "Side", "note_copies"]
 
 _DAY_S: Final = 86_400
-"""A far side is told of what it knows by the first replication of each day only: ids travel for it."""
+"""A far side is told of what it knows by the first replication of each day only: the beginnings of ids travel for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Side:
 def note_copies(source: Side, target: Side, seen: SeenCopies, when: int) -> None:
     """Notes in the source what the target has, and the other way round.
 
-    Cost: 32 bytes for each point travel to a side that is far, once a day if nothing was proven and nothing is new.
+    Cost: 8 bytes for each point travel to a side that is far, once a day if nothing was proven and nothing is new.
     """
     proven = [pair for pair in seen.pairs if pair[1] in seen.proven]
     known = _is_known(source, target, seen, when) or _is_known(target, source, _turned(seen), when)

@@ -40,7 +40,6 @@ from holdfast.ids import ID_BYTES, NodeId, PackId, PointId, RecordId
 from holdfast.repo.check import contents_of
 from holdfast.repo.codec import Opener, Sealed, strong_hash
 from holdfast.repo.format.record import (
-    PACK_HEADER_BYTES,
     RECORD_HEADER_BYTES,
     Kind,
     TableEntry,
@@ -390,7 +389,8 @@ class Collector:
     def _held(self, row: PackRow) -> Iterator[tuple[PackWriter, PackRow] | None]:
         """Holds a pack, so that nobody appends to it meanwhile; with it goes its row as it is then.
 
-        None if somebody else holds it, or it is gone, or if its adoption goes on: the index has records of it behind the committed length.
+        None if somebody else holds it, if it is gone, or if its adoption is not done yet: what is behind the committed
+        length would be cut off.
         """
         writer = self._packs.adopt(row.id)
         if writer is None:
@@ -398,9 +398,9 @@ class Collector:
             return
         try:
             now = next((now for now in self._index.packs() if now.number == row.number), None)
-            counted = 0 if now is None else PACK_HEADER_BYTES + now.live_bytes + now.dead_bytes
-            adopting = now is not None and now.state is PackState.OPEN and counted > now.committed_bytes
-            yield None if now is None or adopting else (writer, now)
+            if now is not None and now.state is PackState.OPEN and now.counted_bytes > now.committed_bytes:
+                now = None
+            yield None if now is None else (writer, now)
         finally:
             writer.close()
 

@@ -486,11 +486,9 @@ class LmdbIndex:
         duplicates = self._insert(txn, batch, packs, live, dead, counts, dead_counts, replaced)
         for progress in batch.packs:
             row = packs[progress.id]
-            length = max(row.committed_bytes, progress.committed_bytes)
-            if (
-                row.state is PackState.HOLED
-            ):  # it has been cut off, and an adoption that began before comes too late
-                length = row.committed_bytes
+            # One with holes was cut off; an adoption that began before that comes too late.
+            holed = row.state is PackState.HOLED
+            length = row.committed_bytes if holed else max(row.committed_bytes, progress.committed_bytes)
             if length > row.committed_bytes:
                 row = replace(row, verified=0, verified_by=VerifiedBy.NOTHING)
             row = replace(

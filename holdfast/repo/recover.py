@@ -184,7 +184,7 @@ def _adopt_records(packs: PackStore, index: Index, writer: PackWriter, home: Hom
         return None
     committed = row.committed_bytes if row is not None else 0
     # An adoption that was cut off has committed its records, but not the length: they must not be counted as dead once more.
-    counted = PACK_HEADER_BYTES + row.live_bytes + row.dead_bytes if row is not None else 0
+    counted = row.counted_bytes if row is not None else 0
     try:
         created = read_pack_header(packs, writer.id, home.repository).created_ms // 1000
         records, end, state = _read_tail(packs, writer, max(committed, PACK_HEADER_BYTES))
@@ -276,9 +276,8 @@ def _adopt_special(packs: PackStore, index: Index, tails: Iterable[_Tail], home:
         elif not home.sole_index:  # what it needs may be in a pack that another writer holds just now
             unfinished.add(tail.pack)
     _apply_marks(index, marks, now)
-    present = (
-        {row.id for row in index.packs()} if waiting else set()
-    )  # a collection may have removed one meanwhile
+    # A collection may have removed one of them meanwhile.
+    present = {row.id for row in index.packs()} if waiting else set()
     for tail in waiting:
         if tail.pack in present and tail.pack not in unfinished:
             index.commit(Batch(None, now, packs=[_progress(tail)]))

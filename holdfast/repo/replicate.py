@@ -244,9 +244,8 @@ class Targets:
             except PointNotFound:  # a collection has taken one a moment ago
                 continue
         for row in rows:
-            with contextlib.suppress(
-                HoldfastError
-            ):  # what can not be read here keeps nothing from being copied
+            # What can not be read here keeps nothing from being copied.
+            with contextlib.suppress(HoldfastError):
                 self._learn(row)
 
     def state(self, point: Point) -> str | None:

@@ -229,7 +229,7 @@ class PackChecker:
             look.broken = _Broken(frozenset(), look.unsound)
             return look
         # An interrupted adoption leaves rows behind the committed length.
-        end = max(row.committed_bytes, PACK_HEADER_BYTES + row.live_bytes + row.dead_bytes)
+        end = max(row.committed_bytes, row.counted_bytes)
         if row.state is PackState.HOLED:
             end = row.committed_bytes
         if length < end:
@@ -367,7 +367,7 @@ class PackChecker:
         elif lost and not reason:
             look.find("pack", f"pack {name} holds {len(lost)} records in places that are not theirs")
         elif not lost and not missing:
-            gap = row.committed_bytes - PACK_HEADER_BYTES - row.live_bytes - row.dead_bytes
+            gap = row.committed_bytes - row.counted_bytes
             known = (
                 gap if row.state is PackState.OPEN else 0
             )  # an old torn end that a rebuild has passed over

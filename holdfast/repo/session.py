@@ -322,7 +322,7 @@ class Session:
         """A pack that an earlier session left open, with room in it."""
         tries = 0
         for row in self._index.packs():
-            whole = row.committed_bytes == PACK_HEADER_BYTES + row.live_bytes + row.dead_bytes
+            whole = row.committed_bytes == row.counted_bytes
             if row.state is not PackState.OPEN or not whole or tries >= _MOST_ADOPTIONS:
                 continue  # a pack that holds more than its records was damaged once: leave it alone
             tries += 1

@@ -32,6 +32,14 @@ def as_text(path: bytes) -> str:
     return path.decode("utf-8", "surrogateescape")
 
 
+def write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    """All of it is in the file, from `offset` on; the host may take it piece by piece."""
+    while data:
+        count = os.pwrite(descriptor, data, offset)
+        offset += count
+        data = data[count:]
+
+
 def _ignored(_: int) -> None:
     """Does nothing."""
 

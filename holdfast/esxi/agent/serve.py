@@ -23,7 +23,7 @@ from typing import Any, Callable, List, Optional
 from holdfast.esxi.agent import frames
 from holdfast.esxi.agent.cuts import AlignedCutter, FixedCutter
 from holdfast.esxi.agent.deflating import Deflator, Rate
-from holdfast.esxi.agent.files import Files, as_bytes, as_text
+from holdfast.esxi.agent.files import Files, as_bytes, as_text, write_all
 
 MAX_REQUESTS = 40
 MAX_REQUESTS_BYTES = 16 << 20
@@ -321,13 +321,9 @@ class Agent(object):
         handle, offset = frames.PLACE.unpack_from(payload)
         descriptor = self._files.get(handle).descriptor
         view = memoryview(payload)[frames.PLACE.size :]
-        length = len(view)
-        while view:
-            count = os.pwrite(descriptor, view, offset)
-            offset += count
-            view = view[count:]
-        self._keep_pace(length)
-        return {"written": length}
+        write_all(descriptor, view, offset)
+        self._keep_pace(len(view))
+        return {"written": len(view)}
 
     def _sync(self, payload: bytes) -> Any:
         os.fsync(self._files.get(struct.unpack("<H", payload)[0]).descriptor)

@@ -21,7 +21,7 @@ from typing import Any, Callable, Dict, List, Set, Tuple
 
 from holdfast.esxi.agent import frames
 from holdfast.esxi.agent.allowed import Allowed
-from holdfast.esxi.agent.files import as_bytes
+from holdfast.esxi.agent.files import as_bytes, write_all
 from holdfast.esxi.agent.gate import MARKER, Gate
 
 MAX_COMMANDS = 12
@@ -212,11 +212,7 @@ def _write(path: str, how: int, offset: int, data: bytes, still: Callable[[str],
         still(path)
         if offset == 0:
             os.ftruncate(descriptor, 0)
-        view = memoryview(data)
-        while view:
-            count = os.pwrite(descriptor, view, offset)
-            offset += count
-            view = view[count:]
+        write_all(descriptor, memoryview(data), offset)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -26,6 +26,7 @@ from holdfast.ids import (
 )
 from holdfast.repo.format import canonical
 from holdfast.repo.format.canonical import Fields
+from holdfast.repo.format.record import PACK_HEADER_BYTES
 
 __all__ = [
     "CopyRow",
@@ -126,6 +127,11 @@ class PackRow:
     created: int
     verified: int
     verified_by: VerifiedBy = VerifiedBy.NOTHING
+
+    @property
+    def counted_bytes(self) -> int:
+        """The pack's header and all records that are counted here. Behind the committed length only while an adoption goes on, or after one was cut off."""
+        return PACK_HEADER_BYTES + self.live_bytes + self.dead_bytes
 
 
 @dataclass(frozen=True, slots=True)

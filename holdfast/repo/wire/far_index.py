@@ -361,9 +361,5 @@ def _names(names: tuple[bytes, ...]) -> list[bytes]:
     return list(names)
 
 
-def _points(ids: Sequence[bytes]) -> list[PointId]:
-    return [PointId(RecordId(one)) for one in ids]
-
-
 def _row_of(place: Place) -> tuple[int, int, int, int, int, int]:
     return place.pack, place.offset, place.stored_bytes, place.plain_bytes, place.epoch, place.kind

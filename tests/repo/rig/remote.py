@@ -6,23 +6,33 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from holdfast.errors import FarSideEnded, LinkError, LinkLost
 from holdfast.repo.index import Index
 from holdfast.repo.packs import PackStore
 from holdfast.repo.repository import Repository
+from holdfast.repo.wire import messages as m
 from holdfast.repo.wire.far import FarSide
 from holdfast.repo.wire.far_index import FarIndex
 from holdfast.repo.wire.far_packs import FarPacks
 from holdfast.repo.wire.far_place import Hosted
+from holdfast.repo.wire.frames import encode_frames
 from holdfast.repo.wire.near import Connection
 from holdfast.repo.wire.proof import NoProofs, Proofs
 from holdfast.repo.wire.remote_place import RemotePlace
 from holdfast.repo.wire.rights import Rights
 from holdfast.repo.wire.stream import Stream
 
-__all__ = ["SocketStream", "all_gone", "hosted_connection", "remote_repository", "served", "wire_of"]
+__all__ = [
+    "SocketStream",
+    "all_gone",
+    "answering",
+    "hosted_connection",
+    "remote_repository",
+    "served",
+    "wire_of",
+]
 
 
 class SocketStream:
@@ -63,6 +73,28 @@ def all_gone() -> None:
         thread = _FAR_SIDES.pop()
         thread.join(60)
         assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def answering(answer: m.Message) -> Iterator[Connection]:
+    """A connection to a far side that greets, and gives the same answer to the one question that it waits for."""
+    near, far = socket.socketpair()
+
+    def speak() -> None:
+        welcome = m.Welcome(1, "x", append_only=False, read_only=False)
+        for number, message in enumerate((welcome, answer), 1):
+            far.recv(1000)
+            far.sendall(b"".join(encode_frames(number, *m.encode_message(message))))
+
+    thread = threading.Thread(target=speak)
+    thread.start()
+    connection = Connection(SocketStream(near), "far")
+    try:
+        yield connection
+    finally:
+        connection.close()
+        thread.join()
+        far.close()
 
 
 def served(

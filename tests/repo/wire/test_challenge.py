@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +11,7 @@ from pathlib import Path
 import pytest
 from rig.disks import MIB, content, machine_of
 from rig.engine import SMALL, quiet
-from rig.remote import SocketStream, remote_repository, served, wire_of
+from rig.remote import SocketStream, answering, remote_repository, served, wire_of
 
 from holdfast.errors import DamagedPoint, ProtocolError
 from holdfast.ids import PackId, RecordId
@@ -26,7 +24,6 @@ from holdfast.repo.packs import PackStore
 from holdfast.repo.prove import Proven, prove
 from holdfast.repo.repository import Repository
 from holdfast.repo.wire import messages as m
-from holdfast.repo.wire.frames import encode_frames
 from holdfast.repo.wire.near import Connection
 from holdfast.repo.wire.remote_store import RemotePackStore
 from holdfast.repo.wire.rights import Rights
@@ -307,21 +304,5 @@ def test_work_is_bounded_too_and_the_rest_is_asked_for_again(
     ids=["nothing", "more than was asked", "an unknown state"],
 )
 def test_answers_that_can_not_be_are_refused(answer: tuple[tuple[int, bytes, bytes], ...]) -> None:
-    near_end, far_end = socket.socketpair()
-
-    def script() -> None:
-        for number, message in enumerate(
-            (m.Welcome(1, "x", append_only=False, read_only=False), m.Answers(answer)), 1
-        ):
-            far_end.recv(1000)
-            kind, body = m.encode_message(message)
-            far_end.sendall(b"".join(encode_frames(number, kind, body)))
-
-    thread = threading.Thread(target=script)
-    thread.start()
-    connection = Connection(SocketStream(near_end), "far")
-    with pytest.raises(ProtocolError):
+    with answering(m.Answers(answer)) as connection, pytest.raises(ProtocolError):
         RemotePackStore(connection).challenge(FIRST, [RecordId(b"a" * 32), RecordId(b"b" * 32)])
-    thread.join()
-    far_end.close()
-    connection.close()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import random
-import socket
-import threading
 from pathlib import Path
 
 import pytest
 from rig.disks import content, machine_of
 from rig.engine import SMALL, quiet, restored
-from rig.remote import SocketStream, hosted_connection, remote_repository, wire_of
+from rig.remote import answering, hosted_connection, remote_repository, wire_of
 
 from holdfast.errors import ProtocolError
 from holdfast.ids import PackId
@@ -21,8 +19,6 @@ from holdfast.repo.records import PackScanner, ReportedScan, ScannedRecord, scan
 from holdfast.repo.repository import InitOptions, Repository
 from holdfast.repo.wire import far_packs
 from holdfast.repo.wire import messages as m
-from holdfast.repo.wire.frames import encode_frames
-from holdfast.repo.wire.near import Connection
 from holdfast.repo.wire.remote_store import RemotePackStore
 
 PASSWORD = "correct horse"
@@ -125,20 +121,5 @@ def test_what_may_be_scanned_is_bounded(tmp_path: Path) -> None:
     ids=["no step", "beyond the end", "an unknown kind", "an unknown codec"],
 )
 def test_reports_that_can_not_be_are_refused(answer: m.Scanned) -> None:
-    near_end, far_end = socket.socketpair()
-
-    def script() -> None:
-        welcome = m.Welcome(1, "x", append_only=False, read_only=False)
-        for number, message in enumerate((welcome, answer), 1):
-            far_end.recv(1000)
-            kind, body = m.encode_message(message)
-            far_end.sendall(b"".join(encode_frames(number, kind, body)))
-
-    thread = threading.Thread(target=script)
-    thread.start()
-    connection = Connection(SocketStream(near_end), "far")
-    with pytest.raises(ProtocolError):
+    with answering(answer) as connection, pytest.raises(ProtocolError):
         list(ReportedScan(RemotePackStore(connection), PackId(b"p" * 16), 1000, payloads=True).records())
-    thread.join()
-    far_end.close()
-    connection.close()
