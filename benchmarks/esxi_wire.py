@@ -28,7 +28,6 @@ import random
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -37,6 +36,7 @@ from typing import Any
 
 from benchmarks.machine import describe
 from benchmarks.measure import CommandFailed, compare_files, run, warm
+from benchmarks.standalone import add_places, run_alone
 from tests.esxi_host import Disk, StandIn, VmState
 
 __all__ = ["Bench", "Moved", "main", "make_disk", "section"]
@@ -270,21 +270,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--mib", type=int, default=256, help="length of the disk")
     parser.add_argument("--runs", type=int, default=2, help="of what is repeated")
-    parser.add_argument("--folder", help="where it works (a temporary folder in it)")
-    parser.add_argument("--output", help="write the figures there, as JSON")
+    add_places(parser)
     options = parser.parse_args()
-    for name in [name for name in os.environ if name.startswith("HOLDFAST_")]:
-        del os.environ[name]
-    with tempfile.TemporaryDirectory(prefix="esxi-wire.", dir=options.folder) as name:
-        try:
-            result = measure(Path(name), options.mib * MIB, options.runs)
-        except (CommandFailed, RuntimeError) as error:
-            print(f"esxi_wire: {error}", file=sys.stderr)
-            return 1
-    print(*section([result]), sep="\n", end="")
-    if options.output:
-        Path(options.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return 0
+    return run_alone(
+        "esxi_wire", options, lambda folder: measure(folder, options.mib * MIB, options.runs), section
+    )
 
 
 if __name__ == "__main__":

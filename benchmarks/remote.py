@@ -31,7 +31,6 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +41,7 @@ from typing import Any
 
 from benchmarks.machine import describe
 from benchmarks.measure import CommandFailed, compare_files, run, warm
+from benchmarks.standalone import add_places, run_alone
 from benchmarks.synthetic import Shape, make
 from holdfast.cli.entry import run as run_here
 from holdfast.repo.repository import Repository
@@ -457,21 +457,14 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--points", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--folder", help="where it works (a temporary folder in it)")
-    parser.add_argument("--output", help="write the figures there, as JSON")
+    add_places(parser)
     options = parser.parse_args()
-    for name in [name for name in os.environ if name.startswith("HOLDFAST_")]:
-        del os.environ[name]
-    with tempfile.TemporaryDirectory(prefix="remote.", dir=options.folder) as name:
-        try:
-            result = measure(Path(name), options.mib * MIB, options.runs, options.points, options.clients)
-        except (CommandFailed, RuntimeError) as error:
-            print(f"remote: {error}", file=sys.stderr)
-            return 1
-    print(*section([result]), sep="\n", end="")
-    if options.output:
-        Path(options.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return 0
+    return run_alone(
+        "remote",
+        options,
+        lambda folder: measure(folder, options.mib * MIB, options.runs, options.points, options.clients),
+        section,
+    )
 
 
 if __name__ == "__main__":
