@@ -62,11 +62,14 @@ class Desk:
             start_new_session=True,
         )
 
-    def run(self, *arguments: str, code: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
-        """A command that ended with that code."""
+    def run(
+        self, *arguments: str, code: int | tuple[int, ...] = 0, **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        """A command that ended with that code, or one of these."""
+        codes = code if isinstance(code, tuple) else (code,)
         with self.start(*arguments, **more) as process:
             out, err = process.communicate(timeout=240)
-        assert process.returncode == code, f"{arguments} ended with {process.returncode}\n{out}\n{err}"
+        assert process.returncode in codes, f"{arguments} ended with {process.returncode}\n{out}\n{err}"
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def json(self, *arguments: str, code: int = 0) -> Any:
