@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 from holdfast.repo.wire.faults import classes
@@ -33,8 +32,7 @@ def _lines() -> Iterator[str]:
             if issubclass(cls, Request) is not requests:
                 continue
             listed = "; ".join(
-                f"{field.name}: {item.name}"
-                for field, item in zip(fields(cls), layout, strict=True)  # type: ignore[arg-type]
+                f"{name}: {item.name}" for name, item in zip(cls.__slots__, layout, strict=True)
             )
             meaning = " ".join((cls.__doc__ or "").split())
             answer = f" `{cls.answer.__name__}` |" if issubclass(cls, Request) else ""

@@ -1,7 +1,11 @@
 """Messages: what both sides say to each other, as values and as bytes (PROTOCOL.md, "Messages").
 
-Each message is a frozen dataclass and a row of the table `_LAYOUTS`: its number, and how each of its fields lies in the
-body, in the order of the fields. There is nothing else in a body. Requests name the class of their answer.
+Each message is a frozen value with the fields that its class annotates, and a row of the table `_LAYOUTS`: its number, and how
+each of its fields lies in the body, in the order of the fields. There is nothing else in a body. Requests name the class of
+their answer.
+
+The classes are not dataclasses, although they are used, typed and printed like some: `@dataclass` compiles source for each
+class, and for so many that takes longer than a login. Here all share the methods of one.
 
 Pure: bytes in, values out. What the values mean, and whether they may be said now, is for `near` and `far` to judge.
 """
@@ -9,8 +13,7 @@ Pure: bytes in, values out. What the values mean, and whether they may be said n
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import ClassVar, Final, Generic, TypeVar, cast
+from typing import Any, ClassVar, Final, Generic, NoReturn, TypeVar, cast, dataclass_transform
 
 from holdfast.errors import ProtocolError
 from holdfast.ids import ID_BYTES, PACK_ID_BYTES, SESSION_ID_BYTES
@@ -38,10 +41,52 @@ __all__ = ["VERSION", "Message", "Request", "decode_message", "encode_message", 
 VERSION: Final = 1
 
 
-class Message:
-    """Anything that is said."""
+class _Fields(type):
+    """Makes what a class annotates its slots, but for what belongs to the class itself."""
 
-    __slots__ = ()
+    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> _Fields:
+        annotated: Mapping[str, str] = namespace.get("__annotations__", {})
+        fields = tuple(field for field, kind in annotated.items() if not kind.startswith("ClassVar"))
+        return super().__new__(mcs, name, bases, namespace | {"__slots__": fields})
+
+
+@dataclass_transform(frozen_default=True)
+class _Value(metaclass=_Fields):
+    """A frozen value. Equal are those of the same class whose fields are equal."""
+
+    __slots__: ClassVar[tuple[str, ...]]
+
+    def __init__(self, *values: object, **named: object) -> None:
+        names = self.__slots__
+        if named:
+            values += tuple(named.pop(name) for name in names[len(values) :] if name in named)
+        if named or len(values) != len(names):
+            raise TypeError(f"{type(self).__name__} takes the fields {', '.join(names) or '(none)'}")
+        for name, value in zip(names, values, strict=True):
+            object.__setattr__(self, name, value)
+
+    def _values(self) -> tuple[object, ...]:
+        return tuple(getattr(self, name) for name in self.__slots__)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other._values() == self._values()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._values()))
+
+    def __repr__(self) -> str:
+        shown = (f"{name}={value!r}" for name, value in zip(self.__slots__, self._values(), strict=True))
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} is frozen: '{name}' can not be set")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} is frozen: '{name}' can not be deleted")
+
+
+class Message(_Value):
+    """Anything that is said."""
 
 
 M = TypeVar("M", bound=Message)
@@ -50,14 +95,12 @@ M = TypeVar("M", bound=Message)
 class Request(Message, Generic[M]):
     """What the near side says; it is answered by one message of the class `answer`, or by a `Failure`."""
 
-    __slots__ = ()
     answer: ClassVar[type[Message]]
 
 
 # --- answers
 
 
-@dataclass(frozen=True, slots=True)
 class Failure(Message):
     """It could not be done. `code` names the class of the error (`wire.faults`)."""
 
@@ -66,47 +109,40 @@ class Failure(Message):
     hint: str
 
 
-@dataclass(frozen=True, slots=True)
 class Done(Message):
     """It was done."""
 
 
-@dataclass(frozen=True, slots=True)
 class Truth(Message):
     """Yes or no."""
 
     value: bool
 
 
-@dataclass(frozen=True, slots=True)
 class Number(Message):
     """A number."""
 
     value: int
 
 
-@dataclass(frozen=True, slots=True)
 class MaybeNumber(Message):
     """A number, or that there is none."""
 
     value: int | None
 
 
-@dataclass(frozen=True, slots=True)
 class Bytes(Message):
     """Some bytes."""
 
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
 class MaybeBytes(Message):
     """Some bytes, or that there are none."""
 
     data: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
 class Ids(Message):
     """Ids of records, nodes or points; `more`: there are others."""
 
@@ -114,7 +150,6 @@ class Ids(Message):
     more: bool
 
 
-@dataclass(frozen=True, slots=True)
 class Welcome(Message):
     """The far side agrees to `version`."""
 
@@ -124,7 +159,6 @@ class Welcome(Message):
     read_only: bool
 
 
-@dataclass(frozen=True, slots=True)
 class Opened(Message):
     """The repository is open. `outside`: its index lies outside of it, and may not know what other machines did."""
 
@@ -135,21 +169,18 @@ class Opened(Message):
     outside: bool
 
 
-@dataclass(frozen=True, slots=True)
 class PackIds(Message):
     """Ids of packs."""
 
     ids: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Places(Message):
     """For each id the row of `chunks`: pack (0: not there), offset, stored and plain bytes, epoch, kind."""
 
     places: tuple[tuple[int, int, int, int, int, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
 class CommitOutcome(Message):
     """See `index.Committed`."""
 
@@ -158,14 +189,12 @@ class CommitOutcome(Message):
     duplicate_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
 class Rows(Message):
     """Rows of a table: keys and values."""
 
     rows: tuple[tuple[bytes, bytes], ...]
 
 
-@dataclass(frozen=True, slots=True)
 class ChunkRows(Message):
     """Keys and values of `chunks`, each joined."""
 
@@ -173,14 +202,12 @@ class ChunkRows(Message):
     values: bytes
 
 
-@dataclass(frozen=True, slots=True)
 class PointStates(Message):
     """All points: id, bits (1 hidden, 2 pinned)."""
 
     points: tuple[tuple[bytes, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Removed(Message):
     """See `index.Swept`."""
 
@@ -188,7 +215,6 @@ class Removed(Message):
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
 class CollectionBegun(Message):
     """See `index.Collection`."""
 
@@ -196,7 +222,6 @@ class CollectionBegun(Message):
     removed: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Figures(Message):
     """See `index.IndexFigures`."""
 
@@ -207,21 +232,18 @@ class Figures(Message):
     used_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
 class MaybeIds(Message):
     """Ids, some of which are not known."""
 
     ids: tuple[bytes | None, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Answers(Message):
     """For each id, from the front: state (0 not there, 1 whole, 2 damaged), strong hash, proof; see "Challenges"."""
 
     answers: tuple[tuple[int, bytes, bytes], ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Scanned(Message):
     """Records that are intact, ranges (offset, length) that are damaged, and up to where the scan has come."""
 
@@ -233,7 +255,6 @@ class Scanned(Message):
 # --- requests: the connection and the place
 
 
-@dataclass(frozen=True, slots=True)
 class Hello(Request[Welcome]):
     """The first message: the versions that the near side speaks."""
 
@@ -243,14 +264,12 @@ class Hello(Request[Welcome]):
     software: str
 
 
-@dataclass(frozen=True, slots=True)
 class Ping(Request[Done]):
     """Are you there?"""
 
     answer: ClassVar = Done
 
 
-@dataclass(frozen=True, slots=True)
 class Open(Request[Opened]):
     """Use the repository at this path from now on."""
 
@@ -258,7 +277,6 @@ class Open(Request[Opened]):
     path: str
 
 
-@dataclass(frozen=True, slots=True)
 class Create(Request[Opened]):
     """Make a repository at this path and use it."""
 
@@ -267,14 +285,12 @@ class Create(Request[Opened]):
     config: bytes
 
 
-@dataclass(frozen=True, slots=True)
 class ReadConfig(Request[Opened]):
     """How things stand now."""
 
     answer: ClassVar = Opened
 
 
-@dataclass(frozen=True, slots=True)
 class WriteConfig(Request[Done]):
     """Replace the configuration; under the lock for that."""
 
@@ -282,7 +298,6 @@ class WriteConfig(Request[Done]):
     config: bytes
 
 
-@dataclass(frozen=True, slots=True)
 class Lock(Request[Done]):
     """Take a lock: 1 the configuration's, 2 that of collections."""
 
@@ -290,7 +305,6 @@ class Lock(Request[Done]):
     which: int
 
 
-@dataclass(frozen=True, slots=True)
 class Unlock(Request[Done]):
     """Let go of it."""
 
@@ -298,14 +312,12 @@ class Unlock(Request[Done]):
     which: int
 
 
-@dataclass(frozen=True, slots=True)
 class UseIndex(Request[Done]):
     """Take part in the use of the index."""
 
     answer: ClassVar = Done
 
 
-@dataclass(frozen=True, slots=True)
 class OwnIndex(Request[Truth]):
     """Exclude every other use of the index; `unless_there`: only while there is none."""
 
@@ -313,35 +325,30 @@ class OwnIndex(Request[Truth]):
     unless_there: bool
 
 
-@dataclass(frozen=True, slots=True)
 class IndexExists(Request[Truth]):
     """Whether there is an index."""
 
     answer: ClassVar = Truth
 
 
-@dataclass(frozen=True, slots=True)
 class OpenIndex(Request[Done]):
     """Open the index; what follows on records, points and sessions is about it."""
 
     answer: ClassVar = Done
 
 
-@dataclass(frozen=True, slots=True)
 class CloseIndex(Request[Done]):
     """Close it."""
 
     answer: ClassVar = Done
 
 
-@dataclass(frozen=True, slots=True)
 class BeginRebuild(Request[Done]):
     """Make a fresh index; what follows is about it, until `EndRebuild`."""
 
     answer: ClassVar = Done
 
 
-@dataclass(frozen=True, slots=True)
 class EndRebuild(Request[Done]):
     """Put the fresh index into the old one's place, or throw it away."""
 
@@ -352,14 +359,12 @@ class EndRebuild(Request[Done]):
 # --- requests: packs
 
 
-@dataclass(frozen=True, slots=True)
 class ListPacks(Request[PackIds]):
     """See `PackStore.ids`."""
 
     answer: ClassVar = PackIds
 
 
-@dataclass(frozen=True, slots=True)
 class PackLength(Request[MaybeNumber]):
     """See `PackStore.length`."""
 
@@ -367,7 +372,6 @@ class PackLength(Request[MaybeNumber]):
     pack: bytes
 
 
-@dataclass(frozen=True, slots=True)
 class ReadPack(Request[Bytes]):
     """See `PackStore.read`."""
 
@@ -377,7 +381,6 @@ class ReadPack(Request[Bytes]):
     length: int
 
 
-@dataclass(frozen=True, slots=True)
 class SyncPack(Request[Done]):
     """See `PackStore.sync`."""
 
@@ -385,7 +388,6 @@ class SyncPack(Request[Done]):
     pack: bytes
 
 
-@dataclass(frozen=True, slots=True)
 class DeletePack(Request[Done]):
     """See `PackStore.delete`."""
 
@@ -393,14 +395,12 @@ class DeletePack(Request[Done]):
     pack: bytes
 
 
-@dataclass(frozen=True, slots=True)
 class FreeBytes(Request[Number]):
     """See `PackStore.free_bytes`."""
 
     answer: ClassVar = Number
 
 
-@dataclass(frozen=True, slots=True)
 class AllocatedBytes(Request[Number]):
     """See `PackStore.allocated_bytes`."""
 
@@ -408,14 +408,12 @@ class AllocatedBytes(Request[Number]):
     pack: bytes
 
 
-@dataclass(frozen=True, slots=True)
 class CanPunch(Request[Truth]):
     """See `PackStore.can_punch`."""
 
     answer: ClassVar = Truth
 
 
-@dataclass(frozen=True, slots=True)
 class Punch(Request[Done]):
     """See `PackStore.punch`."""
 
@@ -424,7 +422,6 @@ class Punch(Request[Done]):
     ranges: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
 class CreatePack(Request[Done]):
     """See `PackStore.create`; the writer gets the number `writer`."""
 
@@ -433,7 +430,6 @@ class CreatePack(Request[Done]):
     pack: bytes
 
 
-@dataclass(frozen=True, slots=True)
 class AdoptPack(Request[MaybeNumber]):
     """See `PackStore.adopt`; answered by the pack's length."""
 
@@ -442,7 +438,6 @@ class AdoptPack(Request[MaybeNumber]):
     pack: bytes
 
 
-@dataclass(frozen=True, slots=True)
 class Append(Request[Done]):
     """See `PackWriter.append`; `offset` is where the bytes must come to lie."""
 
@@ -452,7 +447,6 @@ class Append(Request[Done]):
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
 class Cut(Request[Done]):
     """See `PackWriter.cut`."""
 
@@ -461,7 +455,6 @@ class Cut(Request[Done]):
     length: int
 
 
-@dataclass(frozen=True, slots=True)
 class SyncWriter(Request[Done]):
     """See `PackWriter.sync`."""
 
@@ -469,7 +462,6 @@ class SyncWriter(Request[Done]):
     writer: int
 
 
-@dataclass(frozen=True, slots=True)
 class CloseWriter(Request[Done]):
     """See `PackWriter.close`."""
 
@@ -477,7 +469,6 @@ class CloseWriter(Request[Done]):
     writer: int
 
 
-@dataclass(frozen=True, slots=True)
 class ListRecords(Request[Bytes]):
     """What a pack's table would say of its records up to `end`; encoded as a table (FORMAT.md, "Packs")."""
 
@@ -486,7 +477,6 @@ class ListRecords(Request[Bytes]):
     end: int
 
 
-@dataclass(frozen=True, slots=True)
 class ScanPack(Request[Scanned]):
     """Scan a pack from `start` to `end`, in one go some 64 MiB; with `payloads` each record is held against its strong hash."""
 
@@ -497,7 +487,6 @@ class ScanPack(Request[Scanned]):
     payloads: bool
 
 
-@dataclass(frozen=True, slots=True)
 class Challenge(Request[Answers]):
     """Read and hash at most 4096 records under `nonce`; as many as 64 MiB hold, from the front, and one at least."""
 
@@ -509,7 +498,6 @@ class Challenge(Request[Answers]):
 # --- requests: the index
 
 
-@dataclass(frozen=True, slots=True)
 class Lookup(Request[Places]):
     """See `Index.lookup`."""
 
@@ -517,7 +505,6 @@ class Lookup(Request[Places]):
     ids: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Commit(Request[CommitOutcome]):
     """See `index.Batch`. Records are (id, number of the pack in `packs`, offset, stored, plain, kind)."""
 
@@ -535,7 +522,6 @@ class Commit(Request[CommitOutcome]):
     aliases: Mapping[bytes, bytes]
 
 
-@dataclass(frozen=True, slots=True)
 class ScanChunks(Request[ChunkRows]):
     """See `Index.scan_rows`."""
 
@@ -544,21 +530,18 @@ class ScanChunks(Request[ChunkRows]):
     limit: int
 
 
-@dataclass(frozen=True, slots=True)
 class ListPackRows(Request[Rows]):
     """See `Index.packs`; keys and values of the table."""
 
     answer: ClassVar = Rows
 
 
-@dataclass(frozen=True, slots=True)
 class ListPoints(Request[PointStates]):
     """The ids of all points; `GetPoints` tells the rest."""
 
     answer: ClassVar = PointStates
 
 
-@dataclass(frozen=True, slots=True)
 class GetPoints(Request[Rows]):
     """The rows of some points; as many as fit into an answer, from the front."""
 
@@ -566,7 +549,6 @@ class GetPoints(Request[Rows]):
     ids: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class BeginSession(Request[Number]):
     """See `Index.begin_session`; the row is a value of the table."""
 
@@ -576,7 +558,6 @@ class BeginSession(Request[Number]):
     expire_before: int
 
 
-@dataclass(frozen=True, slots=True)
 class Heartbeat(Request[Done]):
     """See `Index.heartbeat`."""
 
@@ -585,7 +566,6 @@ class Heartbeat(Request[Done]):
     now: int
 
 
-@dataclass(frozen=True, slots=True)
 class EndSession(Request[Done]):
     """See `Index.end_session`."""
 
@@ -593,14 +573,12 @@ class EndSession(Request[Done]):
     session: bytes
 
 
-@dataclass(frozen=True, slots=True)
 class ListSessions(Request[Rows]):
     """See `Index.sessions`."""
 
     answer: ClassVar = Rows
 
 
-@dataclass(frozen=True, slots=True)
 class GetRoots(Request[Ids]):
     """The next page of `Index.roots`; page 0 begins anew."""
 
@@ -609,21 +587,18 @@ class GetRoots(Request[Ids]):
     page: int
 
 
-@dataclass(frozen=True, slots=True)
 class GetFigures(Request[Figures]):
     """See `Index.figures`."""
 
     answer: ClassVar = Figures
 
 
-@dataclass(frozen=True, slots=True)
 class BeginCollection(Request[CollectionBegun]):
     """See `Index.begin_collection`."""
 
     answer: ClassVar = CollectionBegun
 
 
-@dataclass(frozen=True, slots=True)
 class NoteCollected(Request[Done]):
     """See `Index.note_collected`."""
 
@@ -631,7 +606,6 @@ class NoteCollected(Request[Done]):
     points: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Sweep(Request[Removed]):
     """See `Index.sweep`."""
 
@@ -640,7 +614,6 @@ class Sweep(Request[Removed]):
     before: int
 
 
-@dataclass(frozen=True, slots=True)
 class Drop(Request[Removed]):
     """See `Index.drop`: (id, number of the pack, offset)."""
 
@@ -648,14 +621,12 @@ class Drop(Request[Removed]):
     damaged: tuple[tuple[bytes, int, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
 class ListLost(Request[Ids]):
     """See `Index.lost`."""
 
     answer: ClassVar = Ids
 
 
-@dataclass(frozen=True, slots=True)
 class GetAliases(Request[MaybeIds]):
     """See `Index.aliases`."""
 
@@ -663,7 +634,6 @@ class GetAliases(Request[MaybeIds]):
     names: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class ScanAliases(Request[Rows]):
     """See `Index.scan_aliases`: names and records."""
 
@@ -672,7 +642,6 @@ class ScanAliases(Request[Rows]):
     limit: int
 
 
-@dataclass(frozen=True, slots=True)
 class DropAliases(Request[Done]):
     """See `Index.drop_aliases`."""
 
@@ -680,7 +649,6 @@ class DropAliases(Request[Done]):
     names: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class GetPackRow(Request[MaybeBytes]):
     """The row of a pack."""
 
@@ -688,7 +656,6 @@ class GetPackRow(Request[MaybeBytes]):
     number: int
 
 
-@dataclass(frozen=True, slots=True)
 class ReplacePackRow(Request[Truth]):
     """Put `new` into the place of a pack's row if it is still `old`; whether it was."""
 
@@ -698,7 +665,6 @@ class ReplacePackRow(Request[Truth]):
     new: bytes
 
 
-@dataclass(frozen=True, slots=True)
 class RemovePack(Request[Truth]):
     """See `Index.remove_pack`."""
 
@@ -706,7 +672,6 @@ class RemovePack(Request[Truth]):
     number: int
 
 
-@dataclass(frozen=True, slots=True)
 class ListCopies(Request[Rows]):
     """All rows of `copies`; none for clients that may only add: where else points are is not for them."""
 
@@ -717,7 +682,6 @@ START_BYTES: Final = 8
 """Of an id, where it need not be beyond doubt."""
 
 
-@dataclass(frozen=True, slots=True)
 class NoteCopies(Request[Done]):
     """See `Index.note_copies`. Points are named by the first 8 bytes of their ids; what fits none or several is passed over.
 
@@ -734,7 +698,6 @@ class NoteCopies(Request[Done]):
     absent: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class WereCollected(Request[Ids]):
     """Which of some points were collected; see `Index.collected`."""
 
@@ -742,7 +705,6 @@ class WereCollected(Request[Ids]):
     ids: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class GetChanges(Request[Number]):
     """See `Index.changes`."""
 
@@ -875,8 +837,8 @@ def encode_message(message: Message) -> tuple[int, bytearray]:
     """A message's number and body."""
     number, layout = _LAYOUTS[type(message)]
     out = bytearray()
-    for field, item in zip(fields(message), layout, strict=True):  # type: ignore[arg-type]
-        item.put(out, getattr(message, field.name))
+    for name, item in zip(message.__slots__, layout, strict=True):
+        item.put(out, getattr(message, name))
     return number, out
 
 
