@@ -10,8 +10,6 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
-import numpy as np
-
 from holdfast.errors import DamagedData
 from holdfast.ids import HOLE_ID, ID_BYTES, NodeId, RecordId
 from holdfast.repo.format.record import Kind
@@ -54,6 +52,8 @@ def read_node(node: NodeId, data: bytes) -> Node:
         at = _HEADER.size + 4 * count
         if len(data) < at:
             raise DamagedData("a leaf of a disk tree has a broken length")
+        import numpy as np  # it takes long to load, and a replication without anything to do meets no leaf
+
         chunks = int((np.frombuffer(data, "<u4", count, _HEADER.size) < _HOLE_BIT).sum())
         if len(data) != at + chunks * ID_BYTES:
             raise DamagedData("a leaf of a disk tree has a broken length")
