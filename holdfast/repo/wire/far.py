@@ -1,7 +1,7 @@
 """The far side of a connection: takes requests, carries them out, answers; one repository, one client, one process.
 
-One thread reads. What concerns an open pack is carried out in the order in which it came, by one other thread; everything else by
-a few at once, since a question need not wait for the one before it. The reader takes no more requests than are bounded by
+One thread reads, and carries out what concerns the place itself (opening, locks) before it reads on. What concerns an open pack is
+carried out in the order in which it came, by one other thread; everything else by a few at once, since a question need not wait for the one before it. The reader takes no more requests than are bounded by
 number and size, so a client that sends faster than the disk writes is slowed down by its own connection.
 
 What is broken is refused, once, with the reason, and the connection ends: a frame that is none, a request number that is not the next
@@ -181,6 +181,8 @@ class FarSide:
         elif isinstance(request, m.SyncWriter):  # behind what was appended before, beside what comes after
             number = packet.request
             in_order.submit(lambda: at_once.submit(self._carry_out, number, request, size))
+        elif self._place.handles(request):  # what comes behind it finds it done
+            self._carry_out(packet.request, request, size)
         else:
             at_once.submit(self._carry_out, packet.request, request, size)
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from holdfast.errors import FarSideEnded, HoldfastError, LinkError, LinkLost, ProtocolError
 from holdfast.repo.wire.faults import raised_by
@@ -48,9 +48,13 @@ class Connection:
 
     Args:
         name: of the other side, for messages.
+        first: requests that are sent behind the greeting, without waiting for its answer.
+
+    Attributes:
+        opening: their answers.
     """
 
-    def __init__(self, stream: Stream, name: str) -> None:
+    def __init__(self, stream: Stream, name: str, first: Sequence[Request[Any]] = ()) -> None:
         self.name = name
         self.sent_bytes = 0
         self.received_bytes = 0
@@ -65,7 +69,9 @@ class Connection:
         self._reader = threading.Thread(target=self._read, name="holdfast-answers", daemon=True)
         self._reader.start()
         try:
-            self.welcome = self.ask(Hello(VERSION, VERSION, f"Holdfast {SOFTWARE}"))
+            welcome = self.begin(Hello(VERSION, VERSION, f"Holdfast {SOFTWARE}"))
+            self.opening: list[Future[Any]] = [self.begin(request) for request in first]
+            self.welcome = welcome.result()
             if self.welcome.version != VERSION:
                 raise ProtocolError(f"{name} wants to speak version {self.welcome.version} of the protocol")
         except BaseException:
