@@ -45,7 +45,7 @@ from benchmarks.standalone import add_places, run_alone
 from benchmarks.synthetic import Shape, make
 from holdfast.cli.entry import run as run_here
 from holdfast.repo.repository import Repository
-from tests.repo.rig.slow_link import OneWay
+from tests.repo.rig.slow_link import OneWay, Wire
 from tests.ssh.sshd import Sshd, public_part
 
 __all__ = ["Bench", "Clients", "Moved", "Unchanged", "main", "measure", "section"]
@@ -101,12 +101,13 @@ class Clients:
 
 
 class Proxy:
-    """A port before that of the server: delays, limits and counts what passes. Each connection has the whole rate for itself."""
+    """A port before that of the server: delays, limits and counts what passes. All connections share the rate, each way."""
 
     def __init__(self, port: int, round_trip_s: float, rate: int) -> None:
         self._ends: list[socket.socket] = []
         self._ways: list[OneWay] = []
-        self._port, self._delay_s, self._rate = port, round_trip_s / 2, rate
+        self._port, self._delay_s = port, round_trip_s / 2
+        self._there, self._back = Wire(rate), Wire(rate)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._thread = threading.Thread(target=self._accept, daemon=True)
@@ -122,8 +123,8 @@ class Proxy:
             self._ends += [client, server]
             for end in (client, server):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for source, sink in ((client, server), (server, client)):
-                self._ways.append(OneWay(source.fileno(), os.dup(sink.fileno()), self._delay_s, self._rate))
+            for source, sink, wire in ((client, server, self._there), (server, client, self._back)):
+                self._ways.append(OneWay(source.fileno(), os.dup(sink.fileno()), self._delay_s, wire))
 
     @property
     def passed_bytes(self) -> int:

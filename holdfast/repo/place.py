@@ -35,6 +35,10 @@ class Place(Protocol):
 
     store: PackStore
 
+    def use_streams(self, count: int) -> None:
+        """Moves data over so many streams to another host at once; nothing changes where it is this one."""
+        ...
+
     def create(self, config: Config) -> None:
         """See `RepositoryFolder.create`."""
         ...
@@ -83,8 +87,8 @@ class Place(Protocol):
         """Whether there is an index."""
         ...
 
-    def open_index(self, repository: RepositoryId) -> Index | None:
-        """Takes part in the use of the index as `use_index` does, and opens it; None if there is none."""
+    def open_index(self, repository: RepositoryId) -> Index:
+        """The index; there is one."""
         ...
 
     def replacing_index(self, repository: RepositoryId) -> AbstractContextManager[Index]:
@@ -120,6 +124,9 @@ class LocalPlace:
         self.use_index = folder.use_index
         self.own_index = folder.own_index
 
+    def use_streams(self, count: int) -> None:
+        """See `Place.use_streams`."""
+
     def index_is_outside(self, repository: RepositoryId) -> bool:
         """See `Place.index_is_outside`."""
         return self._folder.index_folder(repository)[1]
@@ -132,12 +139,9 @@ class LocalPlace:
         """See `Place.may_remove`."""
         return self._folder.is_writable()
 
-    def open_index(self, repository: RepositoryId, *, read_only: bool = False) -> Index | None:
+    def open_index(self, repository: RepositoryId, *, read_only: bool = False) -> Index:
         """See `Place.open_index`."""
-        self._folder.use_index()
         path, outside = self._folder.index_folder(repository)
-        if not self._folder.index_exists(path):
-            return None
         writable = not read_only and (outside or self._folder.is_writable())
         receipts = self._receipts(repository) if writable else None
         return LmdbIndex(path, repository, read_only=not writable, receipts=receipts)

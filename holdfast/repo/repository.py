@@ -244,6 +244,7 @@ class Repository:
             if place.own_index(lambda: place.index_exists(config.id)) and not place.index_exists(config.id):
                 with place.replacing_index(config.id):  # an index is there as a whole or not at all
                     pass
+            place.use_index()
             repository._index_ = place.open_index(config.id)
         except BaseException:
             repository.close()
@@ -252,12 +253,7 @@ class Repository:
 
     @classmethod
     def open(
-        cls,
-        path: str,
-        *,
-        password: Passwords | str | None = None,
-        notify: Notify = _say_on_stderr,
-        place: Callable[[], Place] | None = None,
+        cls, path: str, *, password: Passwords | str | None = None, notify: Notify = _say_on_stderr
     ) -> Repository:
         """Opens a repository. Nothing but its configuration is read yet.
 
@@ -265,20 +261,19 @@ class Repository:
             path: or the address of a repository on another host; see `place_of`.
             password: of an encrypted repository, or a function that asks for it.
             notify: receives sentences that the user should see, such as that the index is rebuilt.
-            place: the place itself, where that is being reached already; it is the repository's then.
 
         Raises:
             NoRepository, UnsupportedFormat, DamagedConfig: as they say.
             LinkError: the other host can not be reached.
         """
-        found = place_of(path) if place is None else place()
+        place = place_of(path)
         try:
-            read = found.read_config()
+            read = place.read_config()
             if read.warning:
                 notify(read.warning)
-            return cls(found, read.config, _password_source(password), notify)
+            return cls(place, read.config, _password_source(password), notify)
         except BaseException:
-            found.release()
+            place.release()
             raise
 
     def __enter__(self) -> Self:
@@ -322,6 +317,10 @@ class Repository:
             self._store = self._place.store
             self.config = self._place.read_config().config
 
+    def use_streams(self, count: int) -> None:
+        """Moves data over so many streams to another host at once, however near it is; else as many as do it good."""
+        self._place.use_streams(count)
+
     @property
     def is_far(self) -> bool:
         """Whether each question to it takes a round trip over a network."""
@@ -336,12 +335,13 @@ class Repository:
 
     def _index(self) -> Index:
         if self._index_ is None:
-            self._index_ = self._place.open_index(self.config.id)
-            if self._index_ is None:
+            self._place.use_index()
+            if not self._place.index_exists(self.config.id):
                 if self._place.own_index(lambda: self._place.index_exists(self.config.id)):
                     self._notify("the repository has no index; it is rebuilt from the packs")
                     self._rebuild(lambda _done, _total: None)
                 return self._index()
+            self._index_ = self._place.open_index(self.config.id)
             if self._place.index_is_outside(self.config.id):
                 self._catch_up()
                 return self._index_ or self._index()

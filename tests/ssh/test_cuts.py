@@ -1,7 +1,7 @@
 """Replication over a real sshd, cut off at random bytes in every way: it always goes on, and little is sent twice.
 
-What is cut: the connection is reset, or one of the processes is killed (SIGKILL): the near side, the far side, the ssh client. The
-copying is begun anew until it gets through. At the end of each such series both repositories are read completely, and the bytes
+What is cut: a connection is reset, or one of the processes is killed (SIGKILL): the near side, a far side, an ssh client; with one connection,
+and with three of which one is hit. The copying is begun anew until it gets through. At the end of each such series both repositories are read completely, and the bytes
 that have passed are compared with what there was to copy: a cut may cost the batch that was under way, and no more.
 
 Some cuts with each run of the tests; a hundred with HOLDFAST_SOAK=1 (`make soak`). How many have met a replication at work is
@@ -37,7 +37,7 @@ SEGMENT = 1 << 20
 BATCH = 16 * SEGMENT
 """What `--ack chunk` commits at once with one worker."""
 OPENING = 128 << 10
-"""At most, of a connection that copies nothing: the login, the index's tables, the ids of points."""
+"""At most, for each connection, of one that copies nothing: the login, the index's tables, the ids of points."""
 OPTIONS = InitOptions(chunker="fixed", chunk_size_bytes=64 << 10, segment_bytes=SEGMENT, pack_bytes=8 << 20)
 
 
@@ -48,16 +48,18 @@ class Cutter:
         self._target = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
+        self._counting = threading.Lock()
         self.passed = [0, 0]
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._threads: list[threading.Thread] = []
-        self._way = self._at = 0
+        self._way = self._at = self._armed = 0
         self._action: Callable[[], bool] = lambda: False
         self.done = False
         self._start(self._accept)
 
     def arm(self, way: int, after_bytes: int, action: Callable[[], bool]) -> None:
-        """The next connection: when so many bytes have passed to the server (way 0) or from it (1), `action` is done."""
+        """The next connections: when so many bytes have passed to the server (way 0) or from it (1), `action` is done."""
+        self._armed = len(self._pairs)
         self.passed = [0, 0]
         self._way, self._at, self._action, self.done = way, after_bytes, action, False
 
@@ -81,21 +83,24 @@ class Cutter:
                 server = socket.create_connection(("127.0.0.1", self._target))
                 self._pairs.append((client, server))
                 left = [2]
-                self._start(self._pump, 0, client, server, left)
-                self._start(self._pump, 1, server, client, left)
+                number = len(self._pairs) - 1
+                self._start(self._pump, number, 0, client, server, left)
+                self._start(self._pump, number, 1, server, client, left)
 
-    def _pump(self, way: int, source: socket.socket, sink: socket.socket, left: list[int]) -> None:
-        armed_for = self._pairs[-1]
+    def _pump(
+        self, number: int, way: int, source: socket.socket, sink: socket.socket, left: list[int]
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
-                rest = self._at - self.passed[way]
-                if way == self._way and not self.done and rest <= len(data) and armed_for is self._pairs[-1]:
-                    sink.sendall(data[:rest])
-                    self.passed[way] += rest
-                    self.done = self._action()
-                    data = data[rest:]
+                with self._counting:
+                    rest = self._at - self.passed[way]
+                    if way == self._way and not self.done and rest <= len(data) and number >= self._armed:
+                        sink.sendall(data[:rest])
+                        self.passed[way] += rest
+                        self.done = self._action()
+                        data = data[rest:]
+                    self.passed[way] += len(data)
                 sink.sendall(data)
-                self.passed[way] += len(data)
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
         left[0] -= 1
@@ -150,11 +155,12 @@ class Site:
             Repository.init(str(path), OPTIONS, like=source).close()
         return path
 
-    def begin(self, target: Path, *, push: bool) -> subprocess.Popen[bytes]:
+    def begin(self, target: Path, *, push: bool, streams: int) -> subprocess.Popen[bytes]:
         far = f"ssh://{self.sshd.address.user}@127.0.0.1:{self.cutter.port}"
         ends = (self.source, "--to", f"{far}{target}") if push else (target, "--from", f"{far}{self.source}")
         self.near = subprocess.Popen(
-            [sys.executable, "-m", "holdfast", "-r", ends[0], "replicate", *ends[1:], "--ack", "chunk", "--workers", "1"],
+            [sys.executable, "-m", "holdfast", "-r", ends[0], "replicate", *ends[1:], "--ack", "chunk", "--workers", "1",
+             "--parallel", str(streams)],
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -170,10 +176,13 @@ class Site:
 
     def kill_ssh(self) -> bool:
         assert self.near is not None
-        return _kill([pid for pid in _below(self.near.pid) if _command(pid)[:1] == ["ssh"]])
+        return self._kill_one([pid for pid in _below(self.near.pid) if _command(pid)[:1] == ["ssh"]])
 
     def kill_far(self) -> bool:
-        return _kill(self.far_sides())
+        return self._kill_one(self.far_sides())
+
+    def _kill_one(self, pids: list[int]) -> bool:
+        return bool(pids) and _kill([self.chance.choice(pids)])
 
     def far_sides(self) -> list[int]:
         return [pid for pid in _below(self.sshd.pid) if "serve" in _command(pid)[1:]]
@@ -230,7 +239,7 @@ def test_it_goes_on_wherever_it_is_cut(site: Site) -> None:
     while sum(landed.values()) < CUTS:
         series += 1
         assert series <= 2 * CUTS, f"of all that was tried, only {dict(landed)} met a replication at work"
-        push = series % 2 == 1
+        push, streams = series % 2 == 1, 3 if series % 4 > 1 else 1
         target = site.new_target(series)
         cuts, passed = 0, 0
         finished = False
@@ -240,7 +249,7 @@ def test_it_goes_on_wherever_it_is_cut(site: Site) -> None:
             enough = sum(landed.values()) >= CUTS
             at = 1 << 60 if enough else site.chance.randrange(2000, left + OPENING)
             site.cutter.arm(0 if push else 1, at, ways[what])
-            near = site.begin(target, push=push)
+            near = site.begin(target, push=push, streams=streams)
             said = near.communicate(timeout=60)[1].decode()
             passed += site.cutter.passed[0 if push else 1]
             finished = near.returncode == 0
@@ -256,8 +265,10 @@ def test_it_goes_on_wherever_it_is_cut(site: Site) -> None:
             ):  # else the next one comes while the last far side settles what it was sent
                 assert not await_end(site.far_sides(), 30)
         site.check(target)
-        twice = passed - site.stored_bytes - OPENING * (cuts + 1)
-        print(f"series {series}: {'push' if push else 'pull'}, {cuts} cuts, {max(0, twice)} bytes sent twice")
+        twice = passed - site.stored_bytes - OPENING * (cuts + 1) * streams
+        print(
+            f"series {series}: {'push' if push else 'pull'} by {streams}, {cuts} cuts, {max(0, twice)} bytes sent twice"
+        )
         assert twice <= cuts * BATCH, f"series {series}: {cuts} cuts cost {twice} bytes"
         total += max(0, twice)
         if cuts:

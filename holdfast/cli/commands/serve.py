@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 import click
 
@@ -13,6 +13,8 @@ from holdfast.errors import UsageError
 from holdfast.units import parse_size
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from holdfast.ssh.throttle import Throttle
 
 __all__ = ["command"]
@@ -33,40 +35,55 @@ def rate(text: str) -> int:
     return size
 
 
-class _Standard:
-    """Standard input and output, as streams of bytes that nobody else in this process writes to."""
+class _Descriptors:
+    """Two descriptors, as a stream to the client and back.
 
-    def __init__(self, throttle: Throttle | None) -> None:
+    Args:
+        quiet_s: a client that says nothing for so long is lost; None: however long.
+    """
+
+    def __init__(self, source: int, sink: int, throttle: Throttle | None, quiet_s: float | None) -> None:
+        self.ends = source, sink
         self._throttle = throttle
-        self._input = os.dup(0)
-        self._output = os.dup(1)
+        self._quiet_s = quiet_s
+
+    @classmethod
+    def standard(cls, throttle: Throttle | None) -> Self:
+        """Standard input and output, which nobody else in this process uses any more."""
+        found = cls(os.dup(0), os.dup(1), throttle, _QUIET_S)
         nothing = os.open(os.devnull, os.O_RDWR)
         os.dup2(nothing, 0)
         os.dup2(2, 1)  # whatever prints something by mistake does not spoil the stream
         os.close(nothing)
+        return found
 
     def read(self, limit_bytes: int) -> bytes:
         """The next bytes; empty at the end, and when the client has been silent for too long."""
+        source, _ = self.ends
         if self._throttle is not None:
             limit_bytes = min(limit_bytes, self._throttle.piece_bytes)
-        if not select.select([self._input], [], [], _QUIET_S)[0]:
+        if self._quiet_s is not None and not select.select([source], [], [], self._quiet_s)[0]:
             print("the client has been silent for too long", file=sys.stderr)
             return b""
-        data = os.read(self._input, limit_bytes)
+        data = os.read(source, limit_bytes)
         if self._throttle is not None:
             self._throttle.take(len(data))
         return data
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Sends all of it."""
+        _, sink = self.ends
         rest = memoryview(data)
         while rest:
-            count = os.write(
-                self._output, rest if self._throttle is None else rest[: self._throttle.piece_bytes]
-            )
+            count = os.write(sink, rest if self._throttle is None else rest[: self._throttle.piece_bytes])
             if self._throttle is not None:
                 self._throttle.take(count)
             rest = rest[count:]
+
+    def close(self) -> None:
+        """Lets go of both."""
+        for one in self.ends:
+            os.close(one)
 
 
 @click.command("serve")
@@ -88,7 +105,7 @@ def command(stdio: bool, restrict: str, append_only: bool, read_only: bool, max_
     This is what a client runs over SSH; as a forced command in authorized_keys it limits what that
     key may do, whatever the client asks for. Passwords are never asked for: keys stay with the client.
     """
-    from holdfast.repo.wire.far import FarSide
+    from holdfast.repo.wire.far import Descriptors, FarSide, Read, Write
     from holdfast.repo.wire.rights import Rights
     from holdfast.ssh.throttle import Throttle
 
@@ -98,6 +115,12 @@ def command(stdio: bool, restrict: str, append_only: bool, read_only: bool, max_
         raise UsageError(f"--restrict: {restrict} is no folder")
     if os.isatty(0):
         raise UsageError("serve speaks to a program, not to a terminal", hint="see docs/REMOTE.md")
-    streams = _Standard(Throttle(rate(max_rate)) if max_rate else None)
+    throttle = Throttle(rate(max_rate)) if max_rate else None
+    first = _Descriptors.standard(throttle)
+
+    def further(source: int, sink: int) -> tuple[Read, Write, Callable[[], None]]:
+        stream = _Descriptors(source, sink, throttle, None)
+        return stream.read, stream.write, stream.close
+
     rights = Rights(append_only, read_only, os.path.abspath(restrict) if restrict else "")
-    FarSide(streams.read, streams.write, rights).run()
+    FarSide(first.read, first.write, rights, descriptors=Descriptors(first.ends, further)).run()

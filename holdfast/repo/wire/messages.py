@@ -36,9 +36,10 @@ from holdfast.repo.wire.fields import (
     records,
 )
 
-__all__ = ["VERSION", "Message", "Request", "decode_message", "encode_message", "layouts"]
+__all__ = ["SECRET_BYTES", "VERSION", "Message", "Request", "decode_message", "encode_message", "layouts"]
 
 VERSION: Final = 1
+SECRET_BYTES: Final = 32
 
 
 class _Fields(type):
@@ -331,10 +332,16 @@ class IndexExists(Request[Truth]):
     answer: ClassVar = Truth
 
 
-class OpenIndex(Request[Truth]):
-    """Take part in its use, and open it, if there is one; what follows on records, points and sessions is about it."""
+class OpenIndex(Request[Done]):
+    """Open the index; what follows on records, points and sessions is about it."""
 
-    answer: ClassVar = Truth
+    answer: ClassVar = Done
+
+
+class CloseIndex(Request[Done]):
+    """Close it."""
+
+    answer: ClassVar = Done
 
 
 class BeginRebuild(Request[Done]):
@@ -348,6 +355,27 @@ class EndRebuild(Request[Done]):
 
     answer: ClassVar = Done
     keep: bool
+
+
+class Invitation(Message):
+    """Where a further stream finds this connection, and what it has to know."""
+
+    door: str
+    secret: bytes
+
+
+class Invite(Request[Invitation]):
+    """Let further streams join this connection (see "Several streams")."""
+
+    answer: ClassVar = Invitation
+
+
+class Join(Request[Done]):
+    """Be a further stream of the connection that has given this invitation; the first request behind `Hello`."""
+
+    answer: ClassVar = Done
+    door: str
+    secret: bytes
 
 
 # --- requests: packs
@@ -743,6 +771,7 @@ _LAYOUTS: Final[Mapping[type[Message], tuple[int, tuple[Field, ...]]]] = {
             U64,
         ),
     ),
+    Invitation: (23, (TEXT, fixed(SECRET_BYTES))),
     Hello: (64, (U16, U16, TEXT)),
     Ping: (65, ()),
     Open: (66, (TEXT,)),
@@ -755,8 +784,11 @@ _LAYOUTS: Final[Mapping[type[Message], tuple[int, tuple[Field, ...]]]] = {
     OwnIndex: (73, (FLAG,)),
     IndexExists: (74, ()),
     OpenIndex: (75, ()),
+    CloseIndex: (76, ()),
     BeginRebuild: (77, ()),
     EndRebuild: (78, (FLAG,)),
+    Invite: (79, ()),
+    Join: (80, (TEXT, fixed(SECRET_BYTES))),
     ListPacks: (96, ()),
     PackLength: (97, (_PACK,)),
     ReadPack: (98, (_PACK, U64, U32)),

@@ -60,6 +60,7 @@ class _RemotePackWriter:
             self._connection.begin(
                 m.Append(self._number, self._length, piece),
                 partial(self._answered, size=len(piece)),
+                weight=len(piece),
             )
             self._length += len(piece)
         return start
@@ -158,10 +159,11 @@ class RemotePackStore:
     def read(self, pack_id: PackId, offset: int, length: int) -> bytes:
         """See `PackStore.read`. Long ones are asked for in several pieces at once."""
         if length <= MOST_READ_BYTES:
-            return self._checked(self._connection.ask(m.ReadPack(pack_id, offset, length)).data, length)
+            answer = self._connection.begin(m.ReadPack(pack_id, offset, length), weight=length).result()
+            return self._checked(answer.data, length)
         sizes = [min(MOST_READ_BYTES, length - at) for at in range(0, length, MOST_READ_BYTES)]
         answers = [
-            self._connection.begin(m.ReadPack(pack_id, offset + number * MOST_READ_BYTES, size))
+            self._connection.begin(m.ReadPack(pack_id, offset + number * MOST_READ_BYTES, size), weight=size)
             for number, size in enumerate(sizes)
         ]
         return b"".join(

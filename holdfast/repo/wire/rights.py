@@ -18,11 +18,11 @@ __all__ = ["Rights"]
 
 _READING: Final = frozenset(
     {
-        m.Hello, m.Ping, m.Open, m.ReadConfig, m.Unlock, m.UseIndex, m.IndexExists, m.OpenIndex,
+        m.Hello, m.Ping, m.Open, m.ReadConfig, m.Unlock, m.UseIndex, m.IndexExists, m.OpenIndex, m.CloseIndex,
         m.ListPacks, m.PackLength, m.ReadPack, m.ListRecords, m.ScanPack, m.Challenge, m.FreeBytes, m.AllocatedBytes, m.CanPunch,
         m.CloseWriter, m.Lookup, m.ScanChunks, m.ListPackRows, m.ListPoints, m.GetPoints, m.ListSessions,
         m.GetRoots, m.GetFigures, m.ListLost, m.GetAliases, m.ScanAliases, m.GetPackRow, m.GetChanges,
-        m.WereCollected, m.ListCopies,
+        m.WereCollected, m.ListCopies, m.Invite, m.Join,
     }
 )  # fmt: skip
 _ADDING: Final = frozenset(
@@ -44,6 +44,10 @@ class Rights:
     append_only: bool = False
     read_only: bool = False
     restrict: str = ""
+
+    def encode(self) -> bytes:
+        """To be compared with those of another process."""
+        return f"{self.append_only:d}{self.read_only:d}{self.restrict}".encode("utf-8", "surrogateescape")
 
     @property
     def may_change(self) -> bool:

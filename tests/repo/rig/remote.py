@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from holdfast.errors import FarSideEnded, LinkError, LinkLost
 from holdfast.repo.index import Index
 from holdfast.repo.packs import PackStore
 from holdfast.repo.repository import Repository
 from holdfast.repo.wire import messages as m
-from holdfast.repo.wire.far import FarSide
+from holdfast.repo.wire.far import Descriptors, FarSide, Read, Write
 from holdfast.repo.wire.far_index import FarIndex
 from holdfast.repo.wire.far_packs import FarPacks
 from holdfast.repo.wire.far_place import Hosted
-from holdfast.repo.wire.frames import Decoder, encode_frames
+from holdfast.repo.wire.frames import encode_frames
 from holdfast.repo.wire.near import Connection
 from holdfast.repo.wire.proof import NoProofs, Proofs
 from holdfast.repo.wire.remote_place import RemotePlace
 from holdfast.repo.wire.rights import Rights
 from holdfast.repo.wire.stream import Stream
-from holdfast.ssh.address import parse_place
 
 __all__ = [
-    "InRounds",
     "SocketStream",
     "all_gone",
     "answering",
     "hosted_connection",
-    "in_rounds",
     "remote_repository",
     "served",
+    "served_by_descriptors",
     "wire_of",
 ]
 
@@ -65,37 +64,6 @@ class SocketStream:
 
     def close(self) -> None:
         self._socket.close()
-
-
-class InRounds(SocketStream):
-    """A connection on which no answer comes before all of its round was asked: so who asks in fewer rounds has waited less often.
-
-    Args:
-        rounds: names of the requests, round by round.
-    """
-
-    def __init__(self, end: socket.socket, rounds: Sequence[Sequence[str]]) -> None:
-        super().__init__(end)
-        self.asked: list[str] = []
-        self._ends = [sum(map(len, rounds[: number + 1])) for number in range(len(rounds))]
-        self._changed = threading.Condition()
-        self._requests, self._answers = Decoder(), Decoder()
-
-    def write(self, data: bytes) -> None:
-        super().write(data)
-        with self._changed:
-            for packet in self._requests.feed(data):
-                self.asked.append(type(m.decode_message(packet.kind, packet.body)).__name__)
-            self._changed.notify_all()
-
-    def read(self, limit_bytes: int) -> bytes:
-        data = super().read(limit_bytes)
-        answered = max((packet.request for packet in self._answers.feed(data)), default=0)
-        needed = next((end for end in self._ends if answered <= end), 0) if answered else 0
-        with self._changed:
-            if not self._changed.wait_for(lambda: len(self.asked) >= needed, 20):
-                raise LinkLost(f"an answer is waited for behind {self.asked}")
-        return data
 
 
 _FAR_SIDES: list[threading.Thread] = []
@@ -150,6 +118,33 @@ def served(
     return near, thread
 
 
+def served_by_descriptors(rights: Rights | None = None) -> socket.socket:
+    """The near end of a socket at whose other end a far side listens that takes, and may become, further streams."""
+    near, far = socket.socketpair()
+
+    def opened(source: int, sink: int) -> tuple[Read, Write, Callable[[], None]]:
+        def write(data: bytes | bytearray | memoryview) -> None:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(sink, rest) :]
+
+        def close() -> None:
+            os.close(source)
+            os.close(sink)
+
+        return (lambda limit: os.read(source, limit)), write, close
+
+    def work() -> None:
+        ends = far.fileno(), far.fileno()
+        FarSide(far.recv, far.sendall, rights, descriptors=Descriptors(ends, opened)).run()
+        far.close()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    _FAR_SIDES.append(thread)
+    return near
+
+
 def hosted_connection(
     store: PackStore, index: Index | None = None, rights: Rights | None = None, proofs: Proofs | None = None
 ) -> Connection:
@@ -183,19 +178,6 @@ def remote_repository(
         place.release()
         raise
     return Repository(place, config, None if password is None else lambda: password, lambda _message: None)
-
-
-@contextlib.contextmanager
-def in_rounds(path: str, rounds: Sequence[Sequence[str]]) -> Iterator[Repository]:
-    """A repository of this machine, opened through a far side as commands do it; what is asked must be asked in these rounds."""
-    near, _ = served()
-    stream = InRounds(near, rounds)
-    address = parse_place(f"ssh://far{path}")
-    assert address is not None
-    place = RemotePlace.opened(stream, address, index=True)
-    with Repository.open(path, notify=lambda _message: None, place=lambda: place) as repository:
-        yield repository
-    assert stream.asked == [name for one in rounds for name in one]
 
 
 def wire_of(repository: Repository) -> Connection:

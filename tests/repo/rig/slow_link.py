@@ -19,27 +19,40 @@ _PIECE = 1 << 16
 _MOST_UNDER_WAY = 512
 
 
-class OneWay:
-    """Passes bytes on, each `delay_s` after it came, no more than `rate` of them in a second."""
+class Wire:
+    """One direction of a link: passes no more than `rate` bytes in a second (0: any number), whoever sends them."""
 
-    def __init__(self, source: int, sink: int, delay_s: float, rate: int) -> None:
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._lock = threading.Lock()
+        self._free_s = 0.0
+
+    def passes_s(self, count: int) -> float:
+        """When the last of so many bytes has passed."""
+        with self._lock:
+            now_s = time.monotonic()
+            self._free_s = max(self._free_s, now_s) + (count / self._rate if self._rate else 0)
+            return self._free_s
+
+
+class OneWay:
+    """Passes bytes on, each `delay_s` after it came, as fast as the wire takes them."""
+
+    def __init__(self, source: int, sink: int, delay_s: float, wire: Wire) -> None:
         self.passed = 0
-        self._source, self._sink, self._delay_s, self._rate = source, sink, delay_s, rate
+        self._source, self._sink, self._delay_s, self._wire = source, sink, delay_s, wire
         self._under_way: queue.Queue[tuple[float, bytes]] = queue.Queue(_MOST_UNDER_WAY)
         self.threads = [threading.Thread(target=work, daemon=True) for work in (self._take, self._give)]
         for thread in self.threads:
             thread.start()
 
     def _take(self) -> None:
-        free_s = 0.0
         while True:
             try:
                 data = os.read(self._source, _PIECE)
             except OSError:
                 data = b""
-            now_s = time.monotonic()
-            free_s = max(free_s, now_s) + (len(data) / self._rate if self._rate else 0)
-            self._under_way.put((free_s + self._delay_s, data))
+            self._under_way.put((self._wire.passes_s(len(data)) + self._delay_s, data))
             if not data:
                 return
 
@@ -66,9 +79,9 @@ def main() -> int:
     )
     assert far.stdin is not None
     assert far.stdout is not None
-    there = OneWay(0, os.dup(far.stdin.fileno()), delay_s, rate)
+    there = OneWay(0, os.dup(far.stdin.fileno()), delay_s, Wire(rate))
     far.stdin.close()
-    back = OneWay(far.stdout.fileno(), 1, delay_s, rate)
+    back = OneWay(far.stdout.fileno(), 1, delay_s, Wire(rate))
     back.threads[1].join()
     status = far.wait()
     log.write_text(f"{there.passed} {back.passed}\n")
