@@ -73,18 +73,19 @@ class Invocation:
         Args:
             unlock: get the password `now`, before a progress bar is in the way of its prompt; `if possible`:
                 only if there is one; `later`: when the engine needs it, if it does.
-            engine: a module that will be needed; it is loaded while another host is waited for.
+            engine: a module that will be needed, and with it the index; it is loaded while another host is waited for.
         """
-        from holdfast.cli.meanwhile import imported_meanwhile
+        from holdfast.cli.meanwhile import imported_meanwhile, reached_meanwhile
         from holdfast.cli.output import notice
         from holdfast.cli.passwords import current_password, unlock_patiently
-        from holdfast.repo.repository import Repository
 
         password = current_password(self)
         path = self.repository_path()
-        with imported_meanwhile(engine, path):
+        with reached_meanwhile(path, index=bool(engine)) as place, imported_meanwhile(engine, path):
+            from holdfast.repo.repository import Repository  # when the other host is being reached
+
             repository = Repository.open(
-                path, password=password, notify=lambda message: notice(self, message)
+                path, password=password, notify=lambda message: notice(self, message), place=place
             )
         if unlock == "now" or (unlock == "if possible" and password is not None):
             try:

@@ -1,8 +1,8 @@
-"""Imports what a command will need while it waits for another host.
+"""What a command does while it waits for another host: it loads what it will need.
 
-A login and the start of a program over there take half a second, in which nothing is done here; loading the engine takes
-a good part of that. Modules are loaded once, whoever comes first, so it does not matter when this ends, or whether it fails: the
-command imports what it needs itself, and fails there if it has to.
+A login and the start of a program over there take half a second. So that is begun first, in a thread, and as soon as the address is
+known; loading the engine takes a good part of that time. Modules are loaded once, whoever comes first, so it does not matter when
+that ends, or whether it fails: the command imports what it needs itself, and fails there if it has to.
 """
 
 from __future__ import annotations
@@ -10,9 +10,32 @@ from __future__ import annotations
 import contextlib
 import importlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-__all__ = ["imported_meanwhile"]
+if TYPE_CHECKING:
+    from holdfast.repo.place import Place
+
+__all__ = ["imported_meanwhile", "reached_meanwhile"]
+
+
+@contextlib.contextmanager
+def reached_meanwhile(address: str, *, index: bool) -> Iterator[Callable[[], Place] | None]:
+    """What waits for the place at an address on another host, which is being reached and opened; None for one that is here.
+
+    Args:
+        index: its index is needed for certain, so it is opened, too.
+    """
+    from holdfast.ssh.address import parse_place
+
+    far = parse_place(address)
+    if far is None:
+        yield None
+        return
+    from holdfast.repo.wire.reach import Reaching
+
+    with contextlib.closing(Reaching(far, index=index)) as reaching:
+        yield reaching.place
 
 
 @contextlib.contextmanager

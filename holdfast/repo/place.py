@@ -87,8 +87,8 @@ class Place(Protocol):
         """Whether there is an index."""
         ...
 
-    def open_index(self, repository: RepositoryId) -> Index:
-        """The index; there is one."""
+    def open_index(self, repository: RepositoryId) -> Index | None:
+        """Takes part in the use of the index as `use_index` does, and opens it; None if there is none."""
         ...
 
     def replacing_index(self, repository: RepositoryId) -> AbstractContextManager[Index]:
@@ -139,9 +139,12 @@ class LocalPlace:
         """See `Place.may_remove`."""
         return self._folder.is_writable()
 
-    def open_index(self, repository: RepositoryId, *, read_only: bool = False) -> Index:
+    def open_index(self, repository: RepositoryId, *, read_only: bool = False) -> Index | None:
         """See `Place.open_index`."""
+        self._folder.use_index()
         path, outside = self._folder.index_folder(repository)
+        if not self._folder.index_exists(path):
+            return None
         writable = not read_only and (outside or self._folder.is_writable())
         receipts = self._receipts(repository) if writable else None
         return LmdbIndex(path, repository, read_only=not writable, receipts=receipts)

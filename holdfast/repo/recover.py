@@ -219,6 +219,8 @@ def _read_tail(packs: PackStore, writer: PackWriter, start: int) -> tuple[list[N
     """
     if writer.length < start:
         raise DamagedData(f"pack {writer.id.hex()} is shorter than what was committed")
+    if writer.length == start:
+        return [], start, PackState.OPEN
     sealed = read_table(packs, writer.id, writer.length)
     if sealed is not None:  # written when all records before it were durable
         found = [
@@ -246,6 +248,8 @@ def _adopt_special(packs: PackStore, index: Index, tails: Iterable[_Tail], home:
     All records of all tails must be committed before: a manifest may need those of any pack.
     """
     waiting = [tail for tail in tails if tail.special]
+    if not waiting:
+        return
     points: list[tuple[PointRow, _Tail, int]] = []
     marks: list[tuple[RecordId, Mark]] = []
     for tail in waiting:
@@ -277,7 +281,7 @@ def _adopt_special(packs: PackStore, index: Index, tails: Iterable[_Tail], home:
             unfinished.add(tail.pack)
     _apply_marks(index, marks, now)
     # A collection may have removed one of them meanwhile.
-    present = {row.id for row in index.packs()} if waiting else set()
+    present = {row.id for row in index.packs()}
     for tail in waiting:
         if tail.pack in present and tail.pack not in unfinished:
             index.commit(Batch(None, now, packs=[_progress(tail)]))

@@ -213,9 +213,11 @@ class Targets:
         self._target = target
         self._states: dict[object, str] = {}
         self._listed: dict[Origin, PointId] = {}
-        self._unread = same_keys
+        self._unread: set[PointId] | None = None
         if same_keys:
-            for point_id, hidden in target.index.point_states().items():
+            states = target.index.point_states()
+            self._unread = set(states)
+            for point_id, hidden in states.items():
                 self._states[point_id] = "forgotten" if hidden else "listed"
             return
         for row in target.index.points():
@@ -234,15 +236,14 @@ class Targets:
             self._listed[Origin.of(point)] = row.id
         return point
 
-    def _learn_origins(self) -> None:
-        known = self._source.index.point_states()
+    def _learn_origins(self, listed: set[PointId]) -> None:
+        known = self._source.index.point_states().keys()
         while True:
-            unread = sorted(self._target.index.point_states().keys() - known.keys())
             try:
-                rows = self._target.index.get_points(unread)
+                rows = self._target.index.get_points(sorted(listed - known))
                 break
             except PointNotFound:  # a collection has taken one a moment ago
-                continue
+                listed = set(self._target.index.point_states())
         for row in rows:
             # What can not be read here keeps nothing from being copied.
             with contextlib.suppress(HoldfastError):
@@ -251,9 +252,9 @@ class Targets:
     def state(self, point: Point) -> str | None:
         """Whether the target lists a point, has forgotten it, or has none such."""
         known = self._states.get(point.id)
-        if known is None and self._unread:
-            self._unread = False
-            self._learn_origins()
+        if known is None and self._unread is not None:
+            listed, self._unread = self._unread, None
+            self._learn_origins(listed)
         return known or self._states.get(Origin.of(point))
 
     def copy_of(self, point: Point) -> PointId | None:

@@ -244,7 +244,6 @@ class Repository:
             if place.own_index(lambda: place.index_exists(config.id)) and not place.index_exists(config.id):
                 with place.replacing_index(config.id):  # an index is there as a whole or not at all
                     pass
-            place.use_index()
             repository._index_ = place.open_index(config.id)
         except BaseException:
             repository.close()
@@ -253,7 +252,12 @@ class Repository:
 
     @classmethod
     def open(
-        cls, path: str, *, password: Passwords | str | None = None, notify: Notify = _say_on_stderr
+        cls,
+        path: str,
+        *,
+        password: Passwords | str | None = None,
+        notify: Notify = _say_on_stderr,
+        place: Callable[[], Place] | None = None,
     ) -> Repository:
         """Opens a repository. Nothing but its configuration is read yet.
 
@@ -261,19 +265,20 @@ class Repository:
             path: or the address of a repository on another host; see `place_of`.
             password: of an encrypted repository, or a function that asks for it.
             notify: receives sentences that the user should see, such as that the index is rebuilt.
+            place: the place itself, where that is being reached already; it is the repository's then.
 
         Raises:
             NoRepository, UnsupportedFormat, DamagedConfig: as they say.
             LinkError: the other host can not be reached.
         """
-        place = place_of(path)
+        found = place_of(path) if place is None else place()
         try:
-            read = place.read_config()
+            read = found.read_config()
             if read.warning:
                 notify(read.warning)
-            return cls(place, read.config, _password_source(password), notify)
+            return cls(found, read.config, _password_source(password), notify)
         except BaseException:
-            place.release()
+            found.release()
             raise
 
     def __enter__(self) -> Self:
@@ -335,13 +340,12 @@ class Repository:
 
     def _index(self) -> Index:
         if self._index_ is None:
-            self._place.use_index()
-            if not self._place.index_exists(self.config.id):
+            self._index_ = self._place.open_index(self.config.id)
+            if self._index_ is None:
                 if self._place.own_index(lambda: self._place.index_exists(self.config.id)):
                     self._notify("the repository has no index; it is rebuilt from the packs")
                     self._rebuild(lambda _done, _total: None)
                 return self._index()
-            self._index_ = self._place.open_index(self.config.id)
             if self._place.index_is_outside(self.config.id):
                 self._catch_up()
                 return self._index_ or self._index()

@@ -52,7 +52,7 @@ def test_a_disk_goes_over_and_comes_back(run, tmp_path: Path, disk: Path, encryp
     there = far(tmp_path / "repo")
     settings = {"password": "secret"}
     run("-r", there, "init", "--encryption", encryption, **settings)
-    run("-r", there, "backup", disk, **settings)
+    run("-r", there, "backup", disk, "--time", "2026-03-01T00:00:00Z", **settings)
     with disk.open("r+b") as file:
         file.seek(1_000_000)
         file.write(b"changed")

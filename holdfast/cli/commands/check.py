@@ -16,10 +16,11 @@ from holdfast.errors import UsageError
 from holdfast.units import format_size, format_time, parse_duration, parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from holdfast.repo.check import CheckReport, DamagedRange
     from holdfast.repo.ledger import Budget
+    from holdfast.repo.place import Place
     from holdfast.repo.recover import Rebuilt
     from holdfast.repo.repair import RepairReport
     from holdfast.repo.repository import Repository
@@ -152,9 +153,17 @@ def _budget(max_time: str | None, max_bytes: str | None, older_than: str | None)
 
 
 def open_other(
-    invocation: Invocation, stack: contextlib.ExitStack, path: str, password_file: str | None
+    invocation: Invocation,
+    stack: contextlib.ExitStack,
+    path: str,
+    password_file: str | None,
+    place: Callable[[], Place] | None = None,
 ) -> Repository:
-    """Another repository than that of `-r`, open."""
+    """Another repository than that of `-r`, open.
+
+    Args:
+        place: where that is being reached already.
+    """
     from holdfast.cli.passwords import password_from_file
     from holdfast.repo.repository import Repository
 
@@ -164,6 +173,7 @@ def open_other(
             checked_address(path),
             password=password,
             notify=lambda message: notice(invocation, f"{path}: {message}"),
+            place=place,
         )
     )
 

@@ -59,7 +59,7 @@ def command(
 
     [env: HOLDFAST_HOST_PASSWORD, where nobody is there to type it]
     """
-    from holdfast.repo.wire.remote_place import linked_access
+    from holdfast.repo.wire.reach import linked_access
     from holdfast.ssh.address import parse_address
 
     place = parse_address(address)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from holdfast.cli.commands.check import open_other
-from holdfast.cli.invocation import Invocation
-from holdfast.cli.meanwhile import imported_meanwhile
+from holdfast.cli.invocation import Invocation, checked_address
+from holdfast.cli.meanwhile import imported_meanwhile, reached_meanwhile
 from holdfast.cli.options import repository_options, workers_option
 from holdfast.cli.output import Json, print_json, say, warn
 from holdfast.cli.progress import progress
@@ -107,17 +107,24 @@ def command(
     share = 1.0 if verify else parse_share(challenge) if challenge else 0.0
     rate = parse_rate(max_rate) if max_rate else None
     wanted = _Wanted(vm, _pairs(label), last, None if since is None else parse_time(since))
+    there = to or source or ""
     with contextlib.ExitStack() as stack:
-        with imported_meanwhile("holdfast.repo.replicate", invocation.address, to, source):
-            mine = stack.enter_context(invocation.open_repository())
-            other = open_other(invocation, stack, to or source or "", other_password_file)
+        with (
+            reached_meanwhile(checked_address(there), index=True) as place,
+            imported_meanwhile("holdfast.repo.replicate", invocation.address, there),
+        ):
+            mine = stack.enter_context(invocation.open_repository(engine="holdfast.repo.replicate"))
+            known = (
+                mine.points() if to is not None and not mine.is_far else None
+            )  # while `other` is waited for
+            other = open_other(invocation, stack, there, other_password_file, place)
         one, two = (mine, other) if to is not None else (other, mine)
         if parallel is not None:
             one.use_streams(parallel)
             two.use_streams(parallel)
         if mirror_retention:
             two.require_removing()
-        points = wanted.choose(one.points_beside(two))
+        points = wanted.choose(one.points_beside(two) if known is None else known)
         healed = _repair(invocation, one, two, workers) if repair else None
         invocation.if_interrupted = "what was copied is found again by the next 'holdfast replicate'"
         report = _copy(invocation, one, two, points, dry_run, ack, rate, workers)

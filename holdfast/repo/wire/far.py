@@ -1,7 +1,7 @@
 """The far side of a connection: takes requests, carries them out, answers; one repository, one client, one process.
 
-One thread reads. What concerns an open pack is carried out in the order in which it came, by one other thread; everything else by
-a few at once, since a question need not wait for the one before it. The reader takes no more requests than are bounded by
+One thread reads, and carries out what concerns the place itself (opening, locks) before it reads on. What concerns an open pack is
+carried out in the order in which it came, by one other thread; everything else by a few at once, since a question need not wait for the one before it. The reader takes no more requests than are bounded by
 number and size, so a client that sends faster than the disk writes is slowed down by its own connection.
 
 The client may have several streams for one connection (`door`). Each has a thread that reads it; requests are still taken in the order
@@ -281,6 +281,8 @@ class FarSide:
             self._pools.in_order.submit(
                 lambda: self._pools.at_once.submit(self._carry_out, stream, number, request, size)
             )
+        elif self._place.handles(request):  # what comes behind it finds it done
+            self._carry_out(stream, number, request, size)
         else:
             self._pools.at_once.submit(self._carry_out, stream, number, request, size)
         return True

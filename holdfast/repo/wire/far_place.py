@@ -72,10 +72,7 @@ class FarPlace:
         self._rebuilding: contextlib.ExitStack | None = None
         self._lock = threading.Lock()
         self.hosted = Hosted()
-
-    def handle(self, request: m.Message) -> m.Message:
-        """The answer to any request about the place."""
-        handlers: dict[type[m.Message], Callable[[m.Message], m.Message]] = {
+        self._handlers: dict[type[m.Message], Callable[[m.Message], m.Message]] = {
             m.Open: self._open,
             m.Create: self._create,
             m.ReadConfig: self._read_config,
@@ -86,11 +83,17 @@ class FarPlace:
             m.OwnIndex: self._own_index,
             m.IndexExists: self._index_exists,
             m.OpenIndex: self._open_index,
-            m.CloseIndex: self._close_index_asked,
             m.BeginRebuild: self._begin_rebuild,
             m.EndRebuild: self._end_rebuild,
         }
-        handler = handlers.get(type(request))
+
+    def handles(self, request: m.Message) -> bool:
+        """Whether a request is about the place."""
+        return type(request) in self._handlers
+
+    def handle(self, request: m.Message) -> m.Message:
+        """The answer to any request about the place."""
+        handler = self._handlers.get(type(request))
         if handler is None:
             raise ProtocolError("a message is not a request")
         with self._lock:
@@ -202,14 +205,9 @@ class FarPlace:
             raise ProtocolError("the index is being rebuilt")
         self._close_index()
         index = place.open_index(place.read_config().config.id, read_only=self._rights.read_only)
-        self.hosted.use_index(FarIndex(index, self._proofs, self._rights, self._clock))
-        return m.Done()
-
-    def _close_index_asked(self, request: m.Message) -> m.Message:
-        del request
-        if self._rebuilding is None:
-            self._close_index()
-        return m.Done()
+        if index is not None:
+            self.hosted.use_index(FarIndex(index, self._proofs, self._rights, self._clock))
+        return m.Truth(index is not None)
 
     def _close_index(self) -> None:
         found = self.hosted.index

@@ -332,16 +332,10 @@ class IndexExists(Request[Truth]):
     answer: ClassVar = Truth
 
 
-class OpenIndex(Request[Done]):
-    """Open the index; what follows on records, points and sessions is about it."""
+class OpenIndex(Request[Truth]):
+    """Take part in its use, and open it, if there is one; what follows on records, points and sessions is about it."""
 
-    answer: ClassVar = Done
-
-
-class CloseIndex(Request[Done]):
-    """Close it."""
-
-    answer: ClassVar = Done
+    answer: ClassVar = Truth
 
 
 class BeginRebuild(Request[Done]):
@@ -784,7 +778,6 @@ _LAYOUTS: Final[Mapping[type[Message], tuple[int, tuple[Field, ...]]]] = {
     OwnIndex: (73, (FLAG,)),
     IndexExists: (74, ()),
     OpenIndex: (75, ()),
-    CloseIndex: (76, ()),
     BeginRebuild: (77, ()),
     EndRebuild: (78, (FLAG,)),
     Invite: (79, ()),

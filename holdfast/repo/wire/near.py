@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, TypeVar, cast
@@ -94,10 +94,21 @@ class Connection:
 
     Args:
         name: of the other side, for messages.
+        first: requests that are sent behind the greeting, without waiting for its answer.
         further: None for one stream only.
+
+    Attributes:
+        opening: the answers to `first`.
     """
 
-    def __init__(self, stream: Stream, name: str, further: Further | None = None) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        name: str,
+        first: Sequence[Request[Any]] = (),
+        *,
+        further: Further | None = None,
+    ) -> None:
         self.name = name
         self.sent_bytes = 0
         self.received_bytes = 0
@@ -114,7 +125,9 @@ class Connection:
         self._widening: threading.Thread | None = None
         self._listen(self._lanes[0])
         try:
-            self.welcome = self.ask(Hello(VERSION, VERSION, f"Holdfast {SOFTWARE}"))
+            welcome = self.begin(Hello(VERSION, VERSION, f"Holdfast {SOFTWARE}"))
+            self.opening: list[Future[Any]] = [self.begin(request) for request in first]
+            self.welcome = welcome.result()
             if self.welcome.version != VERSION:
                 raise ProtocolError(f"{name} wants to speak version {self.welcome.version} of the protocol")
         except BaseException:

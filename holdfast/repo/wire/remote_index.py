@@ -9,12 +9,11 @@ same over there; if it is not, once more.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from holdfast.errors import DamagedIndex, LinkError, ProtocolError
+from holdfast.errors import ProtocolError
 from holdfast.ids import ID_BYTES, NodeId, PointId, RecordId, SessionId
 from holdfast.repo.format import rows
 from holdfast.repo.format.rows import PLACE_BYTES, CopyRow, PackRow, Place, PointRow, SessionRow
@@ -38,6 +37,7 @@ class RemoteIndex:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._points: dict[PointId, PointRow] = {}
+        self._listed: frozenset[bytes] = frozenset()  # what the far side answers questions about points from
 
     def lookup(self, ids: Sequence[RecordId]) -> list[Place | None]:
         """See `Index.lookup`; of more than some thousand ids not from one snapshot."""
@@ -84,10 +84,10 @@ class RemoteIndex:
 
     def points(self) -> list[PointRow]:
         """See `Index.points`."""
-        states = self._connection.ask(m.ListPoints()).points
+        states = self._list()
         while missing := [one for one, _ in states if one not in self._points][:_AT_ONCE]:
             if not self._fetch(missing):  # they have been collected meanwhile
-                states = self._connection.ask(m.ListPoints()).points
+                states = self._list()
                 if [one for one, _ in states if one not in self._points][:_AT_ONCE] == missing:
                     raise ProtocolError(f"{self._connection.name} lists points that it does not have")
         listed = {PointId(RecordId(one)): bits for one, bits in states}
@@ -96,6 +96,12 @@ class RemoteIndex:
             replace(self._points[point], hidden=bool(bits & 1), pinned=bool(bits & 2))
             for point, bits in listed.items()
         ]
+
+    def _list(self) -> tuple[tuple[bytes, int], ...]:
+        """Ids and states of all points."""
+        states = self._connection.ask(m.ListPoints()).points
+        self._listed = frozenset(one for one, _ in states)
+        return states
 
     def _fetch(self, missing: Sequence[bytes]) -> int:
         """Asks for rows of points; how many came: as many as the far side puts into one answer."""
@@ -107,13 +113,12 @@ class RemoteIndex:
 
     def point_states(self) -> dict[PointId, bool]:
         """See `Index.point_states`: 33 bytes for each point travel."""
-        states = self._connection.ask(m.ListPoints()).points
-        return {PointId(RecordId(one)): bool(bits & 1) for one, bits in states}
+        return {PointId(RecordId(one)): bool(bits & 1) for one, bits in self._list()}
 
     def get_points(self, ids: Sequence[PointId]) -> list[PointRow]:
         """See `Index.get_points`; whether one is hidden or pinned is as old as its row."""
-        if any(one not in self._points for one in ids):
-            self._connection.ask(m.ListPoints())  # the far side answers from what it listed last
+        if not self._listed.issuperset(one for one in ids if one not in self._points):
+            self._list()
         while missing := [one for one in ids if one not in self._points][:_AT_ONCE]:
             if not self._fetch(missing):
                 raise ProtocolError(f"{self._connection.name} does not send the points that it was asked for")
@@ -246,9 +251,7 @@ class RemoteIndex:
         return self._connection.ask(m.RemovePack(number)).value
 
     def close(self) -> None:
-        """See `Index.close`."""
-        with contextlib.suppress(LinkError, DamagedIndex):
-            self._connection.ask(m.CloseIndex())
+        """See `Index.close`. The far side closes its own when another is opened or made, and when the connection ends."""
 
 
 def commit_request(batch: Batch) -> m.Commit:

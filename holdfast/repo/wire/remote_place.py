@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from concurrent.futures import Future
 from typing import Final, Self
 
 from holdfast.errors import UsageError
@@ -20,45 +19,19 @@ from holdfast.repo.index import Index
 from holdfast.repo.packs import PackStore
 from holdfast.repo.wire import messages as m
 from holdfast.repo.wire.near import Connection, Further
+from holdfast.repo.wire.reach import reach
 from holdfast.repo.wire.remote_index import RemoteIndex
 from holdfast.repo.wire.remote_store import RemotePackStore
-from holdfast.repo.wire.stream import PipeStream, SshStream, Stream
-from holdfast.ssh.address import Address
+from holdfast.repo.wire.stream import Stream
 from holdfast.ssh.address import Place as FarAddress
-from holdfast.ssh.link import Access
-from holdfast.ssh.openssh import OpenSshLink
 
-__all__ = ["MOST_STREAMS", "RemotePlace", "linked_access", "reach"]
+__all__ = ["MOST_STREAMS", "RemotePlace"]
 
-_FAR_COMMAND: Final = "holdfast serve --stdio"
 _CONFIG_LOCK: Final = 1
 _COLLECTING_LOCK: Final = 2
 _STREAMS: Final = 4
 MOST_STREAMS: Final = 16
 """An SSH server refuses more logins at a time by default (MaxStartups)."""
-
-
-def reach(far: FarAddress) -> Stream:
-    """A far side that has been started.
-
-    `HOLDFAST_REMOTE_COMMAND` is the command over there; `HOLDFAST_RSH` a program that is run instead of the SSH client, with the
-    host and that command as its last two arguments; `HOLDFAST_SSH_KEY` the file of the private key; else it is that of `holdfast link`, or what SSH's configuration says.
-
-    Raises:
-        LinkError: the host can not be reached, or does not let us in.
-    """
-    command = os.environ.get("HOLDFAST_REMOTE_COMMAND") or _FAR_COMMAND
-    program = os.environ.get("HOLDFAST_RSH", "")
-    if program:
-        return PipeStream([*shlex.split(program), str(far.address), command], str(far.address))
-    linked = linked_access(far.address)
-    key = os.environ.get("HOLDFAST_SSH_KEY") or (linked.key if os.path.exists(linked.key) else "")
-    link = OpenSshLink(far.address, replace(linked, key=key, user_config=True))
-    try:
-        return SshStream(link, link.start(command))
-    except BaseException:
-        link.close()
-        raise
 
 
 def _streams_wanted() -> tuple[int, bool]:
@@ -69,14 +42,6 @@ def _streams_wanted() -> tuple[int, bool]:
     if not said.isdecimal() or not 1 <= int(said) <= MOST_STREAMS:
         raise UsageError(f"HOLDFAST_CONNECTIONS is no number from 1 to {MOST_STREAMS}: {said!r}")
     return int(said), True
-
-
-def linked_access(address: Address) -> Access:
-    """Our own known hosts, and where `holdfast link` puts the key for this user, host and port."""
-    config = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
-    folder = os.path.join(config, "holdfast")
-    name = f"{address.user}@{address.known_as.replace('/', '_')}"
-    return Access(os.path.join(folder, "known_hosts"), os.path.join(folder, "repository-keys", name))
 
 
 class RemotePlace:
@@ -95,6 +60,27 @@ class RemotePlace:
         self.store: PackStore = RemotePackStore(connection)
         self._folder = folder
         self._opened: m.Opened | None = None
+        self._opening: Future[m.Opened] | None = None
+        self._index_opening: Future[m.Truth] | None = None
+
+    @classmethod
+    def opened(cls, stream: Stream, far: FarAddress, *, index: bool) -> Self:
+        """The place at the end of a stream. It is being opened: one round trip for all.
+
+        Args:
+            index: have its index opened, too.
+
+        Raises:
+            LinkError: the far side does not greet.
+        """
+        first: list[m.Request[m.Opened] | m.Request[m.Truth]] = [m.Open(far.path)]
+        if index:
+            first.append(m.OpenIndex())
+        further = Further(lambda: reach(far), *_streams_wanted())
+        connection = Connection(stream, str(far.address), first, further=further)
+        place = cls(connection, f"ssh://{far.address}{far.path}", far.path)
+        place._opening, place._index_opening = (*connection.opening, None)[:2]
+        return place
 
     @classmethod
     def reached(cls, far: FarAddress) -> Self:
@@ -104,7 +90,7 @@ class RemotePlace:
             LinkError: see `reach`.
         """
         further = Further(lambda: reach(far), *_streams_wanted())
-        connection = Connection(reach(far), str(far.address), further)
+        connection = Connection(reach(far), str(far.address), further=further)
         return cls(connection, f"ssh://{far.address}{far.path}", far.path)
 
     def use_streams(self, count: int) -> None:
@@ -117,7 +103,8 @@ class RemotePlace:
 
     def _state(self, *, fresh: bool = False) -> m.Opened:
         if self._opened is None:
-            self._opened = self.connection.ask(m.Open(self._folder))
+            opening, self._opening = self._opening, None
+            self._opened = (opening or self.connection.begin(m.Open(self._folder))).result()
         elif fresh:
             self._opened = self.connection.ask(m.ReadConfig())
         return self._opened
@@ -166,6 +153,7 @@ class RemotePlace:
 
     def own_index(self, needless: Callable[[], bool] | None = None) -> bool:
         """See `Place.own_index`."""
+        self._index_opening = None  # the far side closes it for that
         return self.connection.ask(m.OwnIndex(needless is not None)).value
 
     def index_is_outside(self, repository: RepositoryId) -> bool:
@@ -178,11 +166,12 @@ class RemotePlace:
         del repository
         return self.connection.ask(m.IndexExists()).value
 
-    def open_index(self, repository: RepositoryId) -> Index:
+    def open_index(self, repository: RepositoryId) -> Index | None:
         """See `Place.open_index`."""
         del repository
-        self.connection.ask(m.OpenIndex())
-        return RemoteIndex(self.connection)
+        opening, self._index_opening = self._index_opening, None
+        there = (opening or self.connection.begin(m.OpenIndex())).result().value
+        return RemoteIndex(self.connection) if there else None
 
     @contextlib.contextmanager
     def replacing_index(self, repository: RepositoryId) -> Iterator[Index]:

@@ -18,7 +18,7 @@ __all__ = ["Rights"]
 
 _READING: Final = frozenset(
     {
-        m.Hello, m.Ping, m.Open, m.ReadConfig, m.Unlock, m.UseIndex, m.IndexExists, m.OpenIndex, m.CloseIndex,
+        m.Hello, m.Ping, m.Open, m.ReadConfig, m.Unlock, m.UseIndex, m.IndexExists, m.OpenIndex,
         m.ListPacks, m.PackLength, m.ReadPack, m.ListRecords, m.ScanPack, m.Challenge, m.FreeBytes, m.AllocatedBytes, m.CanPunch,
         m.CloseWriter, m.Lookup, m.ScanChunks, m.ListPackRows, m.ListPoints, m.GetPoints, m.ListSessions,
         m.GetRoots, m.GetFigures, m.ListLost, m.GetAliases, m.ScanAliases, m.GetPackRow, m.GetChanges,

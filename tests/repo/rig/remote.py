@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from holdfast.errors import FarSideEnded, LinkError, LinkLost
 from holdfast.repo.index import Index
@@ -18,18 +18,21 @@ from holdfast.repo.wire.far import Descriptors, FarSide, Read, Write
 from holdfast.repo.wire.far_index import FarIndex
 from holdfast.repo.wire.far_packs import FarPacks
 from holdfast.repo.wire.far_place import Hosted
-from holdfast.repo.wire.frames import encode_frames
+from holdfast.repo.wire.frames import Decoder, encode_frames
 from holdfast.repo.wire.near import Connection
 from holdfast.repo.wire.proof import NoProofs, Proofs
 from holdfast.repo.wire.remote_place import RemotePlace
 from holdfast.repo.wire.rights import Rights
 from holdfast.repo.wire.stream import Stream
+from holdfast.ssh.address import parse_place
 
 __all__ = [
+    "InRounds",
     "SocketStream",
     "all_gone",
     "answering",
     "hosted_connection",
+    "in_rounds",
     "remote_repository",
     "served",
     "served_by_descriptors",
@@ -64,6 +67,37 @@ class SocketStream:
 
     def close(self) -> None:
         self._socket.close()
+
+
+class InRounds(SocketStream):
+    """A connection on which no answer comes before all of its round was asked: so who asks in fewer rounds has waited less often.
+
+    Args:
+        rounds: names of the requests, round by round.
+    """
+
+    def __init__(self, end: socket.socket, rounds: Sequence[Sequence[str]]) -> None:
+        super().__init__(end)
+        self.asked: list[str] = []
+        self._ends = [sum(map(len, rounds[: number + 1])) for number in range(len(rounds))]
+        self._changed = threading.Condition()
+        self._requests, self._answers = Decoder(), Decoder()
+
+    def write(self, data: bytes) -> None:
+        super().write(data)
+        with self._changed:
+            for packet in self._requests.feed(data):
+                self.asked.append(type(m.decode_message(packet.kind, packet.body)).__name__)
+            self._changed.notify_all()
+
+    def read(self, limit_bytes: int) -> bytes:
+        data = super().read(limit_bytes)
+        answered = max((packet.request for packet in self._answers.feed(data)), default=0)
+        needed = next((end for end in self._ends if answered <= end), 0) if answered else 0
+        with self._changed:
+            if not self._changed.wait_for(lambda: len(self.asked) >= needed, 20):
+                raise LinkLost(f"an answer is waited for behind {self.asked}")
+        return data
 
 
 _FAR_SIDES: list[threading.Thread] = []
@@ -178,6 +212,19 @@ def remote_repository(
         place.release()
         raise
     return Repository(place, config, None if password is None else lambda: password, lambda _message: None)
+
+
+@contextlib.contextmanager
+def in_rounds(path: str, rounds: Sequence[Sequence[str]]) -> Iterator[Repository]:
+    """A repository of this machine, opened through a far side as commands do it; what is asked must be asked in these rounds."""
+    near, _ = served()
+    stream = InRounds(near, rounds)
+    address = parse_place(f"ssh://far{path}")
+    assert address is not None
+    place = RemotePlace.opened(stream, address, index=True)
+    with Repository.open(path, notify=lambda _message: None, place=lambda: place) as repository:
+        yield repository
+    assert stream.asked == [name for one in rounds for name in one]
 
 
 def wire_of(repository: Repository) -> Connection:

@@ -275,7 +275,6 @@ def test_what_is_asked_for_is_bounded(folder: str) -> None:
     client = open_client(folder)
     with pytest.raises(ProtocolError, match="no index"):
         client.ask(m.Challenge(FIRST, ()))
-    client.ask(m.UseIndex())
     client.ask(m.OpenIndex())
     assert client.ask(m.Challenge(FIRST, ())).answers == ()
     unknown = client.ask(m.Challenge(FIRST, (b"u" * 32,) * MOST_IDS)).answers

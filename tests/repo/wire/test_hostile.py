@@ -303,7 +303,6 @@ def client(path: str) -> Iterator[Connection]:
     near, thread = served(Rights(append_only=True))
     connection = Connection(SocketStream(near), "far")
     connection.ask(m.Open(path))
-    connection.ask(m.UseIndex())
     connection.ask(m.OpenIndex())
     yield connection
     connection.close()

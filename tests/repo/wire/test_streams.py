@@ -43,7 +43,7 @@ def opened(
     def another() -> SocketStream:
         return SocketStream(served_by_descriptors(rights))
 
-    connection = Connection(another(), "far", Further(further or another, streams, eager=True))
+    connection = Connection(another(), "far", further=Further(further or another, streams, eager=True))
     place = RemotePlace(connection, f"ssh://far{path}", path)
     try:
         repository = Repository(place, place.read_config().config, None, lambda _message: None)
@@ -96,7 +96,9 @@ def test_no_more_streams_are_opened_than_do_it_good(path: str) -> None:
         repository.points()
         assert connection._widening is None
     near = SocketStream(served_by_descriptors(None))
-    connection = Connection(near, "far", Further(lambda: pytest.fail("nobody is far away"), 4, eager=False))
+    connection = Connection(
+        near, "far", further=Further(lambda: pytest.fail("nobody is far away"), 4, eager=False)
+    )
     place = RemotePlace(connection, f"ssh://far{path}", path)
     with Repository(place, place.read_config().config, None, lambda _message: None) as repository:
         repository.backup(machine_of([DISK]))
@@ -117,7 +119,7 @@ def test_a_far_side_that_takes_one_stream_only_is_served_by_one(path: str) -> No
     from rig.remote import served
 
     connection = Connection(
-        SocketStream(served()[0]), "far", Further(lambda: pytest.fail("not wanted"), 3, eager=True)
+        SocketStream(served()[0]), "far", further=Further(lambda: pytest.fail("not wanted"), 3, eager=True)
     )
     place = RemotePlace(connection, f"ssh://far{path}", path)
     with Repository(place, place.read_config().config, None, lambda _message: None) as repository:
@@ -133,7 +135,7 @@ def test_any_stream_that_breaks_ends_the_connection_and_loses_nothing(path: str,
         ends.append(served_by_descriptors(None))
         return SocketStream(ends[-1])
 
-    connection = Connection(another(), "far", Further(another, 3, eager=True))
+    connection = Connection(another(), "far", further=Further(another, 3, eager=True))
     place = RemotePlace(connection, f"ssh://far{path}", path)
     repository = Repository(place, place.read_config().config, None, lambda _message: None)
     repository.backup(machine_of([DISK[: 1 << 20]]))
