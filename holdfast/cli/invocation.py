@@ -13,6 +13,8 @@ from holdfast.cli.settings import Settings
 from holdfast.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from holdfast.cli.run_log import RunLog
     from holdfast.repo.repository import Repository
 
@@ -67,13 +69,13 @@ class Invocation:
             )
         return checked_address(address)
 
-    def open_repository(self, unlock: Unlock = "now", engine: str = "") -> Repository:
+    def open_repository(self, unlock: Unlock = "now", engine: Sequence[str] = ()) -> Repository:
         """The repository that is meant, open.
 
         Args:
             unlock: get the password `now`, before a progress bar is in the way of its prompt; `if possible`:
                 only if there is one; `later`: when the engine needs it, if it does.
-            engine: a module that will be needed, and with it the index; it is loaded while another host is waited for.
+            engine: modules that will be needed, and with them the index; they are loaded while another host is waited for.
         """
         from holdfast.cli.meanwhile import imported_meanwhile, reached_meanwhile
         from holdfast.cli.output import notice

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,18 +39,14 @@ def reached_meanwhile(address: str, *, index: bool) -> Iterator[Callable[[], Pla
 
 
 @contextlib.contextmanager
-def imported_meanwhile(module: str, *addresses: str | None) -> Iterator[None]:
-    """Loads a module, and all that it needs, beside what is done within, if an address is on another host.
-
-    Args:
-        module: empty: none.
-    """
+def imported_meanwhile(modules: Sequence[str], *addresses: str | None) -> Iterator[None]:
+    """Loads modules, and all that they need, beside what is done within, if an address is on another host."""
     from holdfast.ssh.address import parse_place
 
-    if not module or not any(address and parse_place(address) for address in addresses):
+    if not modules or not any(address and parse_place(address) for address in addresses):
         yield
         return
-    loading = threading.Thread(target=_load, args=(module,), name="holdfast-import", daemon=True)
+    loading = threading.Thread(target=_load, args=(modules,), name="holdfast-import", daemon=True)
     loading.start()
     try:
         yield
@@ -58,6 +54,7 @@ def imported_meanwhile(module: str, *addresses: str | None) -> Iterator[None]:
         loading.join()
 
 
-def _load(module: str) -> None:
-    with contextlib.suppress(Exception):  # whoever needs it imports it again, and is told
-        importlib.import_module(module)
+def _load(modules: Sequence[str]) -> None:
+    for module in modules:
+        with contextlib.suppress(Exception):  # whoever needs it imports it again, and is told
+            importlib.import_module(module)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import click
 
 from holdfast.cli.failures import print_failure
-from holdfast.cli.fleet import expand_all
 from holdfast.cli.invocation import Invocation
 from holdfast.cli.linked import is_esxi
 from holdfast.cli.options import log_dir_option, repository_options, workers_option
@@ -17,7 +16,6 @@ from holdfast.cli.passwords import password_is_given
 from holdfast.cli.progress import progress
 from holdfast.cli.progress_file import ProgressFile
 from holdfast.cli.run_log import logged
-from holdfast.cli.several import back_up_several
 from holdfast.errors import EXIT_WARNINGS, HoldfastError, LinkError, SourceError, UsageError
 from holdfast.units import format_duration, format_size, format_time, parse_time
 
@@ -30,6 +28,8 @@ if TYPE_CHECKING:
     from holdfast.repo.repository import Repository
 
 __all__ = ["command"]
+
+_ENGINE: Final = ("holdfast.repo.backup", "holdfast.esxi.folder", "holdfast.chunker.aligned")
 
 
 def _labels(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -140,16 +140,14 @@ def command(
     --changed-extents takes {"base": "POINT", "disks": {"web1.vmdk": [[OFFSET, LENGTH], ...]}}: all that differs from
     that point, in bytes. A wrong map makes a wrong restore point; --read-all is always right.
     """
-    from holdfast.cli.hostbackup import HostBackup
-    from holdfast.esxi.machine import Request
-    from holdfast.repo.backup import BackupOptions
-
     invocation = context.find_object(Invocation)
     assert invocation is not None
     told = invocation
     if exclude and not all_vms:
         raise UsageError("--exclude goes with --all")
     if all_vms:
+        from holdfast.cli.fleet import expand_all
+
         sources = expand_all(sources, exclude, lambda text: notice(told, text))
     if vm is not None and len(sources) > 1:
         raise UsageError("--vm names one VM, but there are several sources", hint="back them up one by one")
@@ -160,37 +158,43 @@ def command(
     if changed_extents is not None and is_esxi(sources[0]):
         raise UsageError("--changed-extents is for files, not for the VMs of a host")
     map_file = None if read_all else changed_extents
-    held = HostBackup(
-        Request(
-            how=cast("How", how),
-            quiesce=quiesce,
-            memory=memory,
-            disks=disk,
-            force_off=force_off,
-            shutdown_s=shutdown_time,
-        ),
-        cast("Via | None", via),
-    )
-    options = BackupOptions(
-        labels=_labels(label),
-        time=None if time is None else parse_time(time),
-        dry_run=dry_run,
-        workers=workers,
-    )
+    labels, taken = _labels(label), None if time is None else parse_time(time)
     states = ProgressFile(progress_file)
     if parallel > 1 and len(sources) > 1:
+        from holdfast.cli.several import back_up_several
+
         back_up_several(invocation, context, sources, parallel, states)
         return
     failed: HoldfastError | None = None
-    with invocation.open_repository(engine="holdfast.repo.backup") as repository:
+    with invocation.open_repository(engine=_ENGINE) as repository:
         if repository.config.encryption is None and password_is_given(invocation):
             notice(
                 invocation,
                 "a password was given, but the repository is not encrypted: nothing in it is secret",
             )
+        # What follows is loaded while another host is waited for; what speaks to ESXi hosts only for those who have some.
+        from holdfast.repo.backup import BackupOptions
+
+        options = BackupOptions(labels=labels, time=taken, dry_run=dry_run, workers=workers)
+        held = None
+        if any(map(is_esxi, sources)):
+            from holdfast.cli.hostbackup import HostBackup
+            from holdfast.esxi.machine import Request
+
+            held = HostBackup(
+                Request(
+                    how=cast("How", how),
+                    quiesce=quiesce,
+                    memory=memory,
+                    disks=disk,
+                    force_off=force_off,
+                    shutdown_s=shutdown_time,
+                ),
+                cast("Via | None", via),
+            )
         for source in sources:
             try:
-                if is_esxi(source):
+                if held is not None and is_esxi(source):
                     _back_up_held(invocation, repository, source, vm, held, options, states, log_dir)
                 else:
                     _back_up(invocation, repository, source, vm, map_file, options)

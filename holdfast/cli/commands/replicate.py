@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from holdfast.repo.repository import Repository
 
 __all__ = ["command"]
+
+_ENGINE: Final = ("holdfast.repo.replicate",)
 
 
 @click.command("replicate")
@@ -111,9 +113,9 @@ def command(
     with contextlib.ExitStack() as stack:
         with (
             reached_meanwhile(checked_address(there), index=True) as place,
-            imported_meanwhile("holdfast.repo.replicate", invocation.address, there),
+            imported_meanwhile(_ENGINE, invocation.address, there),
         ):
-            mine = stack.enter_context(invocation.open_repository(engine="holdfast.repo.replicate"))
+            mine = stack.enter_context(invocation.open_repository(engine=_ENGINE))
             known = (
                 mine.points() if to is not None and not mine.is_far else None
             )  # while `other` is waited for
