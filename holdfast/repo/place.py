@@ -19,7 +19,6 @@ from holdfast.repo.index import Index
 from holdfast.repo.lmdb_index import LmdbIndex
 from holdfast.repo.packs import LocalPackStore, PackStore
 from holdfast.repo.receipts import ReceiptFile
-from holdfast.ssh.address import parse_place
 
 __all__ = ["LocalPlace", "Place", "place_of"]
 
@@ -180,6 +179,8 @@ def place_of(address: str) -> Place:
         UsageError: it names none.
         LinkError: the other host can not be reached, or has no Holdfast.
     """
+    from holdfast.ssh.address import parse_place  # a far side, which needs the rest of this, has no addresses
+
     far = parse_place(address)
     if far is None:
         return LocalPlace(RepositoryFolder(address))

@@ -29,7 +29,6 @@ from holdfast.repo.packs import PackStore, PackWriter
 from holdfast.repo.records import PackScanner, RecordReader, records_of
 from holdfast.repo.wire import messages as m
 from holdfast.repo.wire.proof import PackProof, Proofs
-from holdfast.repo.wire.remote_store import MOST_READ_BYTES
 from holdfast.repo.wire.rights import Rights
 
 __all__ = ["FarPacks"]
@@ -75,7 +74,7 @@ class FarPacks:
 
     def read(self, request: m.ReadPack) -> m.Bytes:
         """Answers `ReadPack`."""
-        if request.length > MOST_READ_BYTES or request.offset > 1 << 62:
+        if request.length > m.MOST_READ_BYTES or request.offset > 1 << 62:
             raise ProtocolError("more of a pack is asked for than may be at once")
         return m.Bytes(self._store.read(PackId(request.pack), request.offset, request.length))
 

@@ -12,7 +12,6 @@ from typing import Final
 from holdfast import errors
 from holdfast.errors import HoldfastError, InternalError
 from holdfast.repo.wire.messages import Failure
-from holdfast.ssh.link import printable
 
 __all__ = ["classes", "failure_of", "raised_by"]
 
@@ -62,6 +61,8 @@ def raised_by(failure: Failure, place: str) -> HoldfastError:
     Args:
         place: where it came from, as the user knows it.
     """
+    from holdfast.ssh.link import printable  # the far side has no use for all that comes with it
+
     cls = _CLASSES.get(failure.code, errors.RepositoryError)
     message = f"{place}: {printable(failure.message, _MOST_CHARACTERS)}"
     if cls is InternalError:

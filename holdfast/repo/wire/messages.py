@@ -694,6 +694,9 @@ class ListCopies(Request[Rows]):
     answer: ClassVar = Rows
 
 
+MOST_READ_BYTES: Final = 4 << 20
+"""Of a pack, by one `ReadPack`."""
+
 START_BYTES: Final = 8
 """Of an id, where it need not be beyond doubt."""
 

@@ -30,7 +30,6 @@ __all__ = ["RemotePackStore"]
 
 _PIECE_BYTES: Final = 512 * 1024
 _WINDOW_BYTES: Final = 32 * MIB
-MOST_READ_BYTES: Final = 4 * MIB
 
 
 class _RemotePackWriter:
@@ -158,12 +157,14 @@ class RemotePackStore:
 
     def read(self, pack_id: PackId, offset: int, length: int) -> bytes:
         """See `PackStore.read`. Long ones are asked for in several pieces at once."""
-        if length <= MOST_READ_BYTES:
+        if length <= m.MOST_READ_BYTES:
             answer = self._connection.begin(m.ReadPack(pack_id, offset, length), weight=length).result()
             return self._checked(answer.data, length)
-        sizes = [min(MOST_READ_BYTES, length - at) for at in range(0, length, MOST_READ_BYTES)]
+        sizes = [min(m.MOST_READ_BYTES, length - at) for at in range(0, length, m.MOST_READ_BYTES)]
         answers = [
-            self._connection.begin(m.ReadPack(pack_id, offset + number * MOST_READ_BYTES, size), weight=size)
+            self._connection.begin(
+                m.ReadPack(pack_id, offset + number * m.MOST_READ_BYTES, size), weight=size
+            )
             for number, size in enumerate(sizes)
         ]
         return b"".join(
