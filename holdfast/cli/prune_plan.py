@@ -91,6 +91,7 @@ def candidates(
             vm_uuid=point.manifest.vm_uuid,
             pinned=point.id in pinned,
             labels=point.manifest.labels,
+            received_after_ms=point.received_ms % 1000,
         )
         for point in points
     ]

@@ -69,6 +69,7 @@ class Candidate:
         received: Unix seconds at which the repository took it in.
         vm_uuid: groups the points.
         verified_at: Unix seconds at which all of it was verified; 0 for never.
+        received_after_ms: milliseconds from `received` on; of two points of the same second the later one is newer.
     """
 
     id: bytes
@@ -78,6 +79,7 @@ class Candidate:
     pinned: bool = False
     verified_at: int = 0
     labels: tuple[tuple[str, str], ...] = ()
+    received_after_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,10 +258,10 @@ def plan_retention(
     return tuple(Verdict(point, tuple(reasons[number])) for number, point in enumerate(points))
 
 
-def age_key(point: Candidate, dialect: Dialect) -> tuple[int, int, bytes]:
+def age_key(point: Candidate, dialect: Dialect) -> tuple[int, int, int, bytes]:
     """What orders the points of a VM, oldest first. Its first part is the time that counts: for us at most that of the receipt."""
     time = min(point.time, point.received) if dialect == "holdfast" else point.time
-    return (time, point.received, point.id)
+    return (time, point.received, point.received_after_ms, point.id)
 
 
 def _guard(entries: Sequence[_Entry]) -> None:

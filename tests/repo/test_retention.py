@@ -247,6 +247,14 @@ def test_pinned_points_count_where_the_tool_knows_no_pins() -> None:
     assert kept(points, Policy(last=2, dialect="borg")) == ["day-0", "day-1"]
 
 
+@pytest.mark.parametrize("dialect", ["holdfast", "restic", "borg", "pbs"])
+def test_of_two_points_of_one_second_the_one_that_came_later_is_newer(dialect: str) -> None:
+    earlier = point(NOW - HOUR, "zzz", received_after_ms=20)
+    later = point(NOW - HOUR, "aaa", received_after_ms=950)
+    for points in ([earlier, later], [later, earlier]):
+        assert kept(points, Policy(last=1, dialect=dialect)) == ["aaa"]
+
+
 def test_points_from_the_future_do_not_count() -> None:
     points = [*daily(5), *(point(NOW + n * DAY, f"future-{n}") for n in range(1, 9))]
     assert kept(points, Policy(daily=2))[:2] == ["day-0", "day-1"]
