@@ -35,7 +35,11 @@ class Place(Protocol):
     store: PackStore
 
     def use_streams(self, count: int) -> None:
-        """Moves data over so many streams to another host at once; nothing changes where it is this one."""
+        """Moves data over so many streams to another host at once; nothing changes where it is this one.
+
+        Raises:
+            UsageError: there may not be so many.
+        """
         ...
 
     def create(self, config: Config) -> None:

@@ -323,7 +323,11 @@ class Repository:
             self.config = self._place.read_config().config
 
     def use_streams(self, count: int) -> None:
-        """Moves data over so many streams to another host at once, however near it is; else as many as do it good."""
+        """Moves data over so many streams to another host at once, however near it is; else as many as do it good.
+
+        Raises:
+            UsageError: there may not be so many.
+        """
         self._place.use_streams(count)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def test_a_disk_goes_over_and_comes_back(run, tmp_path: Path, disk: Path, encryp
     there = far(tmp_path / "repo")
     settings = {"password": "secret"}
     run("-r", there, "init", "--encryption", encryption, **settings)
-    run("-r", there, "backup", disk, "--time", "2026-03-01T00:00:00Z", **settings)
+    run("-r", there, "backup", disk, **settings)
     with disk.open("r+b") as file:
         file.seek(1_000_000)
         file.write(b"changed")
@@ -149,3 +150,56 @@ def test_a_slow_link_carries_little_for_an_unchanged_disk(
     assert sum(map(int, log.read_text().split())) > 3_000_000
     run("-r", there, "backup", disk)
     assert sum(map(int, log.read_text().split())) < 64 << 10
+
+
+@pytest.mark.parametrize("rights", ["", "--append-only"])
+def test_several_connections_share_the_far_sides_rate_and_rights(
+    run, tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch, rights: str
+) -> None:
+    starts = tmp_path / "starts"
+    program = tmp_path / "counting"
+    program.write_text(f"#!/bin/sh\necho >> '{starts}'\nexec sh -c \"$2\"\n")
+    program.chmod(0o755)
+    repo = tmp_path / "repo"
+    run("-r", repo, "init")
+    monkeypatch.setenv("HOLDFAST_RSH", str(program))
+    monkeypatch.setenv("HOLDFAST_CONNECTIONS", "3")
+    limited = far_command("--max-rate", "2MiB/s", "--restrict", str(tmp_path), *rights.split())
+    began_s = time.monotonic()
+    run("-r", far(repo), "backup", disk, far=limited)
+    assert time.monotonic() - began_s > 1.2, "3 MB have passed faster than at 2 MiB/s"
+    assert len(starts.read_text()) == 3
+    monkeypatch.delenv("HOLDFAST_CONNECTIONS")
+    run("-r", repo, "check", "--read-data")
+    run("-r", repo, "restore", "web1@latest", tmp_path / "back.raw", "--as", "raw")
+    assert (tmp_path / "back.raw").read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_a_replication_over_several_connections(run, tmp_path: Path, disk: Path, parallel: int) -> None:
+    here, there, back = (tmp_path / name for name in ("here", "there", "back"))
+    run("-r", here, "init")
+    run("-r", here, "backup", disk)
+    for folder in (there, back):
+        run("-r", folder, "init", "--like", here)
+    run("-r", here, "replicate", "--to", far(there), "--parallel", parallel, "--verify")
+    run("-r", back, "replicate", "--from", far(there), "--parallel", parallel, "--verify")
+    run("-r", back, "restore", "web1@latest", tmp_path / "back.raw", "--as", "raw")
+    assert (tmp_path / "back.raw").read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.parametrize("said", ["0", "17", "-1", "many", "1.5", "\u0663"])
+def test_a_number_of_connections_that_can_not_be(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    run("-r", tmp_path / "repo", "init")
+    monkeypatch.setenv("HOLDFAST_CONNECTIONS", said)
+    assert said in run("-r", far(tmp_path / "repo"), "list", code=2).err
+
+
+def test_more_connections_than_there_may_be(run, tmp_path: Path) -> None:
+    for name in ("here", "there"):
+        run("-r", tmp_path / name, "init")
+    words = ("-r", tmp_path / "here", "replicate", "--to", far(tmp_path / "there"), "--parallel")
+    assert "1 to 16" in run(*words, 17, code=2).err
+    run(*words, 0, code=2)

@@ -67,9 +67,9 @@ _ENGINE: Final = ("holdfast.repo.replicate",)
 )
 @click.option(
     "--parallel",
-    type=click.IntRange(1, 16),
+    type=click.IntRange(1),
     metavar="N",
-    help="Copy over N connections to each other host at once. [default: one, and up to 4 if the way is long]",
+    help="Copy over N connections (up to 16) to each other host at once. [default: one, and up to 4 if the way is long]",
 )
 @workers_option
 @repository_options

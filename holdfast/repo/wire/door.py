@@ -62,25 +62,32 @@ class Door:
         with contextlib.suppress(OSError):  # it was closed
             while len(self._guests) < _MOST_GUESTS:
                 guest = self._listener.accept()[0]
-                self._guests.append(guest)
+                descriptors: list[int] = []
                 try:
-                    self._let_in(guest)
-                except (OSError, ProtocolError):
+                    descriptors = self._let_in(guest)
+                    source, sink = descriptors
+                except (OSError, ValueError):  # it is not one of ours, or has gone already
+                    for one in descriptors:
+                        os.close(one)
                     guest.close()
+                    continue
+                self._guests.append(guest)
+                self._admit(source, sink, guest.close)
 
-    def _let_in(self, guest: socket.socket) -> None:
+    def _let_in(self, guest: socket.socket) -> list[int]:
+        """What a guest hands over; nothing if it may not come in."""
         guest.settimeout(_PATIENCE_S)
         if _account(guest) != os.geteuid():
-            raise ProtocolError("another account is at the door")
+            return []
         wanted = self.invitation.secret + self._rights
         said, descriptors, _, _ = socket.recv_fds(guest, len(wanted) + 1, 2)
-        if len(descriptors) != 2 or not hmac.compare_digest(said, wanted):
-            for one in descriptors:
-                os.close(one)
-            raise ProtocolError("whoever is at the door does not know the secret")
-        guest.sendall(_WELCOME)
-        source, sink = descriptors
-        self._admit(source, sink, guest.close)
+        if hmac.compare_digest(said, wanted):
+            with contextlib.suppress(OSError):  # it has gone; its stream will be found to have ended
+                guest.sendall(_WELCOME)
+            return descriptors
+        for one in descriptors:
+            os.close(one)
+        return []
 
     def close(self) -> None:
         """Lets nobody in any more, and all go who have come. May be called twice."""

@@ -226,7 +226,7 @@ class Connection:
     def _widen(self) -> None:
         """Opens more streams, one after the other. What goes wrong with one is no matter: the others go on."""
         assert self._further is not None
-        with contextlib.suppress(HoldfastError):
+        with contextlib.suppress(HoldfastError, OSError, ValueError):
             invitation = self.ask(Invite())
             while len(self._lanes) < self._further.most and not self._closed.is_set():
                 stream = self._further.open()
@@ -325,9 +325,8 @@ class Connection:
         self._closed.set()
         with self._lock:
             lanes = self._lanes
-        for lane in (
-            lanes
-        ):  # the first one's end is the connection's, so the far side has ended when its answers have
+        # The end of the first is the connection's: the far side has let go of everything when its answers end.
+        for lane in lanes:
             with lane.writing, contextlib.suppress(LinkError, FarSideEnded):
                 lane.stream.close_write()
             if lane.reader is not None:

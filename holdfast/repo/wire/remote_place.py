@@ -25,23 +25,33 @@ from holdfast.repo.wire.remote_store import RemotePackStore
 from holdfast.repo.wire.stream import Stream
 from holdfast.ssh.address import Place as FarAddress
 
-__all__ = ["MOST_STREAMS", "RemotePlace"]
+__all__ = ["RemotePlace"]
 
 _CONFIG_LOCK: Final = 1
 _COLLECTING_LOCK: Final = 2
 _STREAMS: Final = 4
-MOST_STREAMS: Final = 16
-"""An SSH server refuses more logins at a time by default (MaxStartups)."""
+_MOST_STREAMS: Final = 16
+"""Each is a login, and two processes over there."""
 
 
-def _streams_wanted() -> tuple[int, bool]:
-    """How many streams a connection may have, and whether somebody has said so: `HOLDFAST_CONNECTIONS`."""
+def _further(far: FarAddress) -> Further:
+    """How to get more streams: as many as `HOLDFAST_CONNECTIONS` says, or as do it good.
+
+    Raises:
+        UsageError: it says no number.
+    """
     said = os.environ.get("HOLDFAST_CONNECTIONS", "")
     if not said:
-        return _STREAMS, False
-    if not said.isdecimal() or not 1 <= int(said) <= MOST_STREAMS:
-        raise UsageError(f"HOLDFAST_CONNECTIONS is no number from 1 to {MOST_STREAMS}: {said!r}")
-    return int(said), True
+        return Further(lambda: reach(far), _STREAMS, eager=False)
+    if not (said.isascii() and said.isdecimal()):
+        raise UsageError(f"HOLDFAST_CONNECTIONS is no number of connections: {said!r}")
+    return Further(lambda: reach(far), _checked(int(said)), eager=True)
+
+
+def _checked(streams: int) -> int:
+    if not 1 <= streams <= _MOST_STREAMS:
+        raise UsageError(f"{streams} connections to one host can not be: there may be 1 to {_MOST_STREAMS}")
+    return streams
 
 
 class RemotePlace:
@@ -76,8 +86,7 @@ class RemotePlace:
         first: list[m.Request[m.Opened] | m.Request[m.Truth]] = [m.Open(far.path)]
         if index:
             first.append(m.OpenIndex())
-        further = Further(lambda: reach(far), *_streams_wanted())
-        connection = Connection(stream, str(far.address), first, further=further)
+        connection = Connection(stream, str(far.address), first, further=_further(far))
         place = cls(connection, f"ssh://{far.address}{far.path}", far.path)
         place._opening, place._index_opening = (*connection.opening, None)[:2]
         return place
@@ -89,13 +98,13 @@ class RemotePlace:
         Raises:
             LinkError: see `reach`.
         """
-        further = Further(lambda: reach(far), *_streams_wanted())
+        further = _further(far)
         connection = Connection(reach(far), str(far.address), further=further)
         return cls(connection, f"ssh://{far.address}{far.path}", far.path)
 
     def use_streams(self, count: int) -> None:
         """See `Place.use_streams`."""
-        self.connection.use_streams(count)
+        self.connection.use_streams(_checked(count))
 
     def create(self, config: Config) -> None:
         """See `Place.create`."""
