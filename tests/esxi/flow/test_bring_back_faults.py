@@ -102,7 +102,8 @@ CASES = {
     "question": Case({"question_on_power_on": 1, "state_late_s": 1}, 0, "", "whole", ("--power-on",)),
     "connection": Case({"drop_after_bytes": 3 * MIB}, 0, "it goes on where it broke off", "whole"),
     "agent": Case({"kill_agent_after_mib": 4}, 0, "it goes on where it broke off", "whole"),
-    "agent, memory": Case({"agent_memory_mib": 5}, (50, 54), MARKED, "marked"),  # before its first words, or after
+    # The agent is killed before its first words, after them, or while it is sent something.
+    "agent, memory": Case({"agent_memory_mib": 5}, (50, 54, 57), MARKED, "marked"),
     "slow, odd": Case(
         {"slow_commands_s": 0.1, "tmp_full": 1, "exit_codes_lie": 1, "session_noise": "hello\n", "invalid_vm": "77"},
         0,

@@ -24,7 +24,7 @@ from holdfast.repo.wire.remote_place import RemotePlace
 from holdfast.repo.wire.rights import Rights
 from holdfast.version import VERSION
 
-DISK = content(range(3000))
+DISK = content(range(1000))
 
 
 @pytest.fixture
