@@ -56,7 +56,7 @@ class Appender:
         self._thread: threading.Thread | None = None
         self._direct: DirectWriter | None = None
 
-    def append(self, parts: Sequence[bytes | bytearray]) -> None:
+    def append(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
         """Takes all parts in order.
 
         Raises:

@@ -49,7 +49,7 @@ class Sealed(NamedTuple):
     """A record that is ready to be appended to any pack."""
 
     header: RecordHeader
-    payload: bytes | bytearray
+    payload: bytes | bytearray | memoryview
 
     def to_bytes(self, pack_id: PackId) -> bytes:
         """Header and payload for a pack."""

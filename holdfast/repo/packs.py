@@ -45,7 +45,7 @@ class PackWriter(Protocol):
         """Its length in bytes, with all that was appended."""
         ...
 
-    def append(self, parts: Sequence[bytes | bytearray]) -> int:
+    def append(self, parts: Sequence[bytes | bytearray | memoryview]) -> int:
         """Appends all parts in order and returns the offset of the first.
 
         Durability: none before `sync`; nobody may rely on reading it before, either.
@@ -178,7 +178,7 @@ class _LocalPackWriter:
     def length(self) -> int:
         return self._length
 
-    def append(self, parts: Sequence[bytes | bytearray]) -> int:
+    def append(self, parts: Sequence[bytes | bytearray | memoryview]) -> int:
         self._require_usable()
         start = self._length
         try:

@@ -151,7 +151,8 @@ class RecordReader:
     def sealed(self, ids: Sequence[RecordId], kind: Kind) -> Iterator[Sealed]:
         """Yields some records as they are stored, each once, in the order in which packs are best read.
 
-        What is stored is held against its strong hash; no key is needed.
+        What is stored is held against its strong hash; no key is needed. Payloads are views of what was read in one piece:
+        whoever keeps one keeps all of that.
 
         Raises:
             DamagedData: one of them is missing or damaged.
@@ -160,7 +161,7 @@ class RecordReader:
         def use(header: RecordHeader, payload: memoryview) -> Sealed:
             if strong_hash(payload) != header.strong_hash:
                 raise DamagedData(f"{kind.name.lower()} {header.id.hex()[:16]} is damaged in its pack")
-            return Sealed(header, bytes(payload))
+            return Sealed(header, payload)
 
         for run in self._runs(list(dict.fromkeys(ids)), kind):
             for _, sealed in self._read(run, kind, use):

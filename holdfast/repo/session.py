@@ -277,7 +277,7 @@ class Session:
             while last < len(records) and size < room and last - first < most:
                 size += records[last].header.total_bytes
                 last += 1
-            parts: list[bytes | bytearray] = []
+            parts: list[bytes | bytearray | memoryview] = []
             pack_id = pack.writer.id
             for sealed in records[first:last]:
                 parts.append(encode_record_header(sealed.header, pack_id))

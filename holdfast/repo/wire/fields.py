@@ -16,6 +16,7 @@ from holdfast.errors import ProtocolError
 
 __all__ = [
     "BLOB",
+    "BULK",
     "FLAG",
     "TEXT",
     "U8",
@@ -23,6 +24,7 @@ __all__ = [
     "U32",
     "U64",
     "I64",
+    "Bulk",
     "Cursor",
     "Field",
     "fixed",
@@ -51,10 +53,14 @@ class Cursor:
         Raises:
             ProtocolError: there are not so many.
         """
+        return bytes(self.view(length))
+
+    def view(self, length: int) -> memoryview:
+        """The same, where it lies."""
         if length > self.left:
             raise ProtocolError("a message is shorter than it should be")
         start, self._at = self._at, self._at + length
-        return self._body[start : self._at]
+        return memoryview(self._body)[start : self._at]
 
 
 class Field(Protocol):
@@ -110,6 +116,21 @@ class _Blob:
 
     def take(self, cursor: Cursor) -> bytes:
         return cursor.take(_take_length(cursor))
+
+
+class Bulk:
+    """A blob with a great deal of data, the last field of its message: it is not copied on its way (`encode_message`)."""
+
+    name = "blob"
+    least_bytes = 4
+
+    def put(self, out: bytearray, value: object) -> None:
+        """Appends the length alone: the data goes behind it."""
+        out += _LENGTH.pack(len(cast("bytes | memoryview", value)))
+
+    def take(self, cursor: Cursor) -> memoryview:
+        """A view of the data."""
+        return cursor.view(_take_length(cursor))
 
 
 class _Text:
@@ -252,6 +273,7 @@ U64: Final[Field] = _Number("u64", "Q")
 I64: Final[Field] = _Number("i64", "q")
 FLAG: Final = _Flag()
 BLOB: Final = _Blob()
+BULK: Final = Bulk()
 TEXT: Final = _Text()
 
 

@@ -13,7 +13,7 @@ Pure: bytes in, values out.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 import xxhash
@@ -48,24 +48,49 @@ class Packet(NamedTuple):
     body: bytes
 
 
-def encode_frames(request: int, kind: int, body: bytes | bytearray) -> list[bytes | bytearray | memoryview]:
-    """The pieces that make up one message on the wire, in order.
+def encode_frames(
+    request: int, kind: int, body: Sequence[bytes | bytearray | memoryview]
+) -> list[bytes | bytearray | memoryview]:
+    """What makes up one message on the wire, in order.
 
-    A large frame goes in two pieces, its head and its part of `body`, so that nothing of that is copied.
+    Large pieces of `body` are not copied.
     """
-    assert len(body) <= MAX_MESSAGE_BYTES
-    pieces: list[bytes | bytearray | memoryview] = []
-    start = 0
+    rest = [memoryview(piece) for piece in body]
+    left = sum(map(len, rest))
+    assert left <= MAX_MESSAGE_BYTES
+    out: list[bytes | bytearray | memoryview] = []
     while True:
-        part = memoryview(body)[start : start + MAX_BODY_BYTES]
-        start += len(part)
-        head = _HEAD.pack(MAGIC, kind, _MORE if start < len(body) else 0, 0, request, len(part))
+        size = min(left, MAX_BODY_BYTES)
+        left -= size
+        head = _HEAD.pack(MAGIC, kind, _MORE if left else 0, 0, request, size)
         digest = xxhash.xxh3_64(head)
-        digest.update(part)
-        head += _CHECK.pack(digest.intdigest())
-        pieces += [head, part] if len(part) >= _APART_BYTES else [head + part]
-        if start >= len(body):
-            return pieces
+        parts = _front(rest, size)
+        for part in parts:
+            digest.update(part)
+        small = bytearray(head + _CHECK.pack(digest.intdigest()))
+        for part in parts:
+            if len(part) < _APART_BYTES:
+                small += part
+                continue
+            out += [small, part]
+            small = bytearray()
+        if small:
+            out.append(small)
+        if not left:
+            return out
+
+
+def _front(rest: list[memoryview], size: int) -> list[memoryview]:
+    """Takes the first `size` bytes off some pieces."""
+    taken: list[memoryview] = []
+    while size:
+        part = rest[0][:size]
+        taken.append(part)
+        size -= len(part)
+        rest[0] = rest[0][len(part) :]
+        if not rest[0]:
+            del rest[0]
+    return taken
 
 
 class Decoder:

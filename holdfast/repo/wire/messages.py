@@ -20,6 +20,7 @@ from holdfast.ids import ID_BYTES, PACK_ID_BYTES, SESSION_ID_BYTES
 from holdfast.repo.challenge import NONCE_BYTES
 from holdfast.repo.wire.fields import (
     BLOB,
+    BULK,
     FLAG,
     I64,
     TEXT,
@@ -27,6 +28,7 @@ from holdfast.repo.wire.fields import (
     U16,
     U32,
     U64,
+    Bulk,
     Cursor,
     Field,
     fixed,
@@ -135,7 +137,7 @@ class MaybeNumber(Message):
 class Bytes(Message):
     """Some bytes."""
 
-    data: bytes
+    data: bytes | memoryview
 
 
 class MaybeBytes(Message):
@@ -460,7 +462,7 @@ class Append(Request[Done]):
     answer: ClassVar = Done
     writer: int
     offset: int
-    data: bytes
+    data: bytes | memoryview
 
 
 class Cut(Request[Done]):
@@ -742,7 +744,7 @@ _LAYOUTS: Final[Mapping[type[Message], tuple[int, tuple[Field, ...]]]] = {
     Truth: (3, (FLAG,)),
     Number: (4, (U64,)),
     MaybeNumber: (5, (optional(U64),)),
-    Bytes: (6, (BLOB,)),
+    Bytes: (6, (BULK,)),
     MaybeBytes: (7, (optional(BLOB),)),
     Ids: (8, (many(_RECORD), FLAG)),
     Welcome: (9, (U16, TEXT, FLAG, FLAG)),
@@ -796,7 +798,7 @@ _LAYOUTS: Final[Mapping[type[Message], tuple[int, tuple[Field, ...]]]] = {
     Punch: (104, (_PACK, many(U64, U64))),
     CreatePack: (105, (U32, _PACK)),
     AdoptPack: (106, (U32, _PACK)),
-    Append: (107, (U32, U64, BLOB)),
+    Append: (107, (U32, U64, BULK)),
     Cut: (108, (U32, U64)),
     SyncWriter: (109, (U32,)),
     CloseWriter: (110, (U32,)),
@@ -854,13 +856,18 @@ def layouts() -> Mapping[type[Message], tuple[int, tuple[Field, ...]]]:
     return _LAYOUTS
 
 
-def encode_message(message: Message) -> tuple[int, bytearray]:
-    """A message's number and body."""
+def encode_message(message: Message) -> tuple[int, list[bytearray | bytes | memoryview]]:
+    """A message's number, and the pieces of its body; data in bulk is where it was."""
     number, layout = _LAYOUTS[type(message)]
     out = bytearray()
+    pieces: list[bytearray | bytes | memoryview] = [out]
     for name, item in zip(message.__slots__, layout, strict=True):
-        item.put(out, getattr(message, name))
-    return number, out
+        value = getattr(message, name)
+        item.put(out, value)
+        if isinstance(item, Bulk):
+            assert item is layout[-1]
+            pieces.append(value)
+    return number, pieces
 
 
 def decode_message(number: int, body: bytes) -> Message:

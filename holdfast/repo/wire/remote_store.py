@@ -171,12 +171,12 @@ class RemotePackStore:
             self._checked(answer.result().data, size) for answer, size in zip(answers, sizes, strict=True)
         )
 
-    def _checked(self, data: bytes, length: int) -> bytes:
+    def _checked(self, data: bytes | memoryview, length: int) -> bytes:
         if len(data) != length:
             raise StorageError(
                 f"{self._connection.name} sent {len(data)} bytes of a pack instead of {length}"
             )
-        return data
+        return bytes(data)
 
     def records_of(self, pack_id: PackId, end: int) -> list[TableEntry]:
         """See `records.RecordLister`."""
