@@ -64,9 +64,9 @@ Ack = Literal["chunk", "batch", "point"]
 
 _LEAVES_AT_ONCE: Final = 16
 _FAR_LEAVES_AT_ONCE: Final = 2
-"""Where the source is far, so that small disks, too, give many workers something to wait for."""
+"""Where one side is far, so that small disks, too, give many workers something to wait for."""
 _WAITING_WORKERS: Final = 4
-"""More than one per core, where the source is far: they wait for answers."""
+"""More than one per core, where one side is far: they wait for answers."""
 _APPEND_BYTES: Final = 4 * MIB
 _NODES_AT_ONCE: Final = 1024
 _SAMPLE_AT_ONCE: Final = 4096
@@ -329,6 +329,7 @@ class _Copy:
         self._options = options
         self._lock = threading.Lock()
         self._counted = IdSet()
+        self._is_far = source.far or target.far
         self.records = 0
         self.stored_bytes = 0
         self.nodes: list[NodeId] = []
@@ -339,7 +340,7 @@ class _Copy:
         run_parallel(
             self._batches(pairs, inner),
             self._leaves,
-            self._options.workers or (usable_cores() + _WAITING_WORKERS if self._source.far else None),
+            self._options.workers or (usable_cores() + _WAITING_WORKERS if self._is_far else None),
             lambda: self._options.on_progress(self.stored_bytes),
         )
         if self._session is not None:
@@ -353,7 +354,7 @@ class _Copy:
         """Leaves, some at a time; inner nodes go to `inner`, children before parents."""
         seen = IdSet()
         batch: list[NodeId] = []
-        most = _FAR_LEAVES_AT_ONCE if self._source.far else _LEAVES_AT_ONCE
+        most = _FAR_LEAVES_AT_ONCE if self._is_far else _LEAVES_AT_ONCE
         for old, new in pairs:
             for level, node in new_nodes(self._source.trees, old, new):
                 if not seen.add([node]):
@@ -433,9 +434,10 @@ class _Copy:
             DamagedData: they do not say the same.
         """
         digests = [blake3.blake3(), blake3.blake3()]
+        nearer = self._target if self._source.far else self._source  # both have the nodes by now
         for first in range(0, len(self.nodes), 256):
             some = [RecordId(node) for node in self.nodes[first : first + 256]]
-            texts = self._source.records.load(some, Kind.NODE)
+            texts = nearer.records.load(some, Kind.NODE)
             ids = dict.fromkeys(some)
             for node in some:
                 found = read_node(NodeId(node), texts[node])

@@ -132,10 +132,15 @@ class Storing:
         leaf: NodeId,
         plaintext: bytes,
     ) -> None:
-        """Stores what the repository does not have of a whole segment, its leaf too; it is asked once, for all."""
+        """Stores what the repository does not have of a whole segment, its leaf too.
+
+        It is asked once, for all; when there has been a commit, once more, for all that is left.
+        """
         unique = dict(zip(ids, pieces, strict=True))
         unknown = self.unknown([*unique, leaf])
-        for chunk, piece in unique.items():
+        for number, (chunk, piece) in enumerate(unique.items()):
+            if not self._staged and self._generation != self._acceptor.generation():
+                unknown = self.unknown([*list(unique)[number:], leaf])
             if chunk in unknown and piece is not None:
                 self._stage(chunk, piece)
         if leaf in unknown:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, TypeVar, cast
@@ -51,8 +51,10 @@ _QUIET_S: Final = 30.0
 _GOODBYE_S: Final = 15.0
 _FAR_S: Final = 0.008
 """A round trip from which on one stream is slower than a fast link."""
-_WIDEN_AFTER_BYTES: Final = 8 << 20
+_WIDEN_AFTER_BYTES: Final = 4 << 20
 """Less is moved before another stream is open."""
+_LOGINS_AT_ONCE: Final = 4
+"""An SSH server turns some away where ten are under way (MaxStartups)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,24 +226,42 @@ class Connection:
         return further.eager or (self._round_trip_s >= _FAR_S and self._moved_bytes >= _WIDEN_AFTER_BYTES)
 
     def _widen(self) -> None:
-        """Opens more streams, one after the other. What goes wrong with one is no matter: the others go on."""
+        """Opens more streams, some at a time. What goes wrong with one is no matter: the others go on."""
         assert self._further is not None
-        with contextlib.suppress(HoldfastError, OSError, ValueError):
+        further = self._further
+        with contextlib.suppress(HoldfastError):
             invitation = self.ask(Invite())
-            while len(self._lanes) < self._further.most and not self._closed.is_set():
-                stream = self._further.open()
-                try:
-                    lane = _Lane(stream, _joined(stream, invitation))
-                except BaseException:
-                    stream.close()
-                    raise
-                with self._lock:
-                    if not self._closed.is_set() and self._failure is None:
-                        self._lanes = [*self._lanes, lane]
-                        self._listen(lane)
-                        continue
-                stream.close()
-                return
+            wanted = iter(range(further.most - len(self._lanes)))
+            logins = [
+                threading.Thread(target=self._log_in, args=(further, invitation, wanted), daemon=True)
+                for _ in range(min(_LOGINS_AT_ONCE, further.most - 1))
+            ]
+            for login in logins:
+                login.start()
+            for login in logins:
+                login.join()
+
+    def _log_in(self, further: Further, invitation: Invitation, wanted: Iterator[int]) -> None:
+        """Opens streams until no more are wanted."""
+        with contextlib.suppress(HoldfastError, OSError, ValueError):
+            for _ in wanted:
+                if not self._add(further.open(), invitation):
+                    return
+
+    def _add(self, stream: Stream, invitation: Invitation) -> bool:
+        """Takes a stream into use; False if none is needed any more."""
+        try:
+            lane = _Lane(stream, _joined(stream, invitation))
+            with self._lock:
+                if not self._closed.is_set() and self._failure is None:
+                    self._lanes = [*self._lanes, lane]
+                    self._listen(lane)
+                    return True
+        except BaseException:
+            stream.close()
+            raise
+        stream.close()
+        return False
 
     def _keep_alive(self) -> None:
         """Says something now and then, so that the far side can tell a quiet client from a lost one."""
