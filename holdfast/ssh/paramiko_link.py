@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from types import TracebackType
 from typing import Final, Self
 
@@ -38,6 +39,7 @@ __all__ = ["ParamikoChannel", "ParamikoLink"]
 _WINDOW_BYTES: Final = 4 << 20
 _PIECE_BYTES: Final = 1 << 18
 _LAST_WORDS_S: Final = 2.0
+_FREED_S: Final = 1.0
 
 
 class ParamikoChannel:
@@ -238,7 +240,7 @@ class ParamikoLink:
         """See `Link.start`."""
         transport = self._connected()
         try:
-            channel = transport.open_session(window_size=_WINDOW_BYTES, timeout=self._patience.connect_s)
+            channel = self._session(transport)
             channel.exec_command(command)
         except paramiko.ChannelException as error:  # the connection is there, and goes on
             raise LinkError(
@@ -250,6 +252,17 @@ class ParamikoLink:
             progress.lines.append(str(error) or "the host closed it")
             raise verdict(self._address, progress, b"") from None
         return ParamikoChannel(transport, channel, self._address, self._throttle)
+
+    def _session(self, transport: paramiko.Transport) -> paramiko.Channel:
+        """What a command can run in. Where the server allows few, it may take a moment to count one that has just ended no more."""
+        until_s = time.monotonic() + _FREED_S
+        while True:
+            try:
+                return transport.open_session(window_size=_WINDOW_BYTES, timeout=self._patience.connect_s)
+            except paramiko.ChannelException:
+                if time.monotonic() >= until_s:
+                    raise
+            time.sleep(_FREED_S / 20)
 
     def run(
         self,

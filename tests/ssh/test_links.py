@@ -525,6 +525,18 @@ def test_nothing_of_ours_is_left_when_our_process_ends(
     assert await_end(pids) == []
 
 
+def test_a_server_that_allows_one_command_at_a_time(tmp_path: Path) -> None:
+    with Sshd(tmp_path / "sshd", extra="MaxSessions 1") as server:
+        with ParamikoLink(server.address, server.access) as link:
+            for number in range(40):  # the server may not have noticed the end of the last one yet
+                assert link.run(f"echo {number}").stdout == f"{number}\n".encode()
+            with link.start("cat"):
+                with pytest.raises(LinkError) as refused:
+                    link.start("true")
+                assert "MaxSessions" in (refused.value.hint or "")
+            assert link.run("echo on").stdout == b"on\n"
+
+
 def test_no_client_is_left_behind_by_these_tests(opener: Opener, own_sshd: Sshd) -> None:
     with opener(own_sshd.address, own_sshd.access) as link:
         for _ in range(3):
