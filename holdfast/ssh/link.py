@@ -23,6 +23,7 @@ import contextlib
 import re
 import secrets
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Protocol, Self
@@ -144,6 +145,9 @@ class Channel(Protocol):
             FarSideEnded: the command ended, or takes no more input.
             LinkLost: the connection broke.
         """
+
+    def write_parts(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
+        """Sends all of some pieces, one behind the other, as `write` does."""
 
     def close_write(self) -> None:
         """Ends the command's input. May be called twice."""

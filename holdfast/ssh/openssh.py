@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self
 
 from holdfast.errors import FarSideEnded, HostUnreachable, LinkError, LinkLost, LinkTimeout, UsageError
 from holdfast.ssh.address import Address
+from holdfast.ssh.descriptors import writing_parts
 from holdfast.ssh.link import STDOUT_LIMIT_BYTES, Access, Patience, Result, far_failure, run_to_end
 from holdfast.ssh.process import ClientProcess
 from holdfast.ssh.throttle import Throttle
@@ -156,20 +158,18 @@ class OpenSshChannel:
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """See `Channel.write`."""
-        rest = memoryview(data).cast("B")
+        self.write_parts([data])
+
+    def write_parts(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
+        """See `Channel.write_parts`."""
         with self._writing:
             if self._write_closed:
                 raise FarSideEnded(f"the input of the command on {self._address} has been ended already")
-            while rest.nbytes:
-                piece = rest[: self._throttle.piece_bytes] if self._throttle else rest
-                try:
-                    count = os.write(self._process.stdin, piece)
-                except BrokenPipeError:
-                    raise self._not_taken() from None
-                self.sent_bytes += count
-                rest = rest[count:]
-                if self._throttle:
-                    self._throttle.take(count)
+            try:
+                for count in writing_parts(self._process.stdin, parts, self._throttle):
+                    self.sent_bytes += count
+            except BrokenPipeError:
+                raise self._not_taken() from None
 
     def close_write(self) -> None:
         """See `Channel.close_write`."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -108,6 +109,11 @@ class ParamikoChannel:
                 rest = rest[count:]
                 if self._throttle:
                     self._throttle.take(count)
+
+    def write_parts(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
+        """See `Channel.write_parts`."""
+        for part in parts:
+            self.write(part)
 
     def close_write(self) -> None:
         """See `Channel.close_write`."""

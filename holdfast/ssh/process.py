@@ -15,7 +15,6 @@ ends starts them all.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import queue
 import select
@@ -28,12 +27,12 @@ from concurrent.futures import Future
 from typing import Final
 
 from holdfast.errors import LinkError
+from holdfast.ssh.descriptors import widen_pipe
 from holdfast.ssh.link import STDERR_TAIL_BYTES
 from holdfast.ssh.verdict import Progress
 
 __all__ = ["ClientProcess"]
 
-_PIPE_BYTES: Final = 1 << 20
 _READ_BYTES: Final = 1 << 16
 _LINE_BYTES: Final = 2048
 
@@ -127,8 +126,7 @@ class ClientProcess:
         self.stdin: Final = popen.stdin.fileno()
         self.stdout: Final = popen.stdout.fileno()
         for descriptor in (self.stdin, self.stdout):
-            with contextlib.suppress(OSError):  # the user's share of pipe memory is used up
-                fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            widen_pipe(descriptor)
         os.set_blocking(popen.stderr.fileno(), False)
         threading.Thread(
             target=self._watch, args=(log, log_end), name=f"ssh-{popen.pid}", daemon=True

@@ -13,7 +13,7 @@ from holdfast.errors import UsageError
 from holdfast.units import parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from holdfast.ssh.throttle import Throttle
 
@@ -43,7 +43,13 @@ class _Descriptors:
     """
 
     def __init__(self, source: int, sink: int, throttle: Throttle | None, quiet_s: float | None) -> None:
+        from holdfast.ssh.descriptors import widen_pipe
+
         self.ends = source, sink
+        for end in self.ends:
+            widen_pipe(end)
+        self._readable = select.poll()
+        self._readable.register(source, select.POLLIN)
         self._throttle = throttle
         self._quiet_s = quiet_s
 
@@ -62,7 +68,7 @@ class _Descriptors:
         source, _ = self.ends
         if self._throttle is not None:
             limit_bytes = min(limit_bytes, self._throttle.piece_bytes)
-        if self._quiet_s is not None and not select.select([source], [], [], self._quiet_s)[0]:
+        if self._quiet_s is not None and not self._readable.poll(self._quiet_s * 1000):
             print("the client has been silent for too long", file=sys.stderr)
             return b""
         data = os.read(source, limit_bytes)
@@ -70,15 +76,13 @@ class _Descriptors:
             self._throttle.take(len(data))
         return data
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Sends all of it."""
+    def write(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
+        """Sends all of some pieces."""
+        from holdfast.ssh.descriptors import writing_parts
+
         _, sink = self.ends
-        rest = memoryview(data)
-        while rest:
-            count = os.write(sink, rest if self._throttle is None else rest[: self._throttle.piece_bytes])
-            if self._throttle is not None:
-                self._throttle.take(count)
-            rest = rest[count:]
+        for _ in writing_parts(sink, parts, self._throttle):
+            pass
 
     def close(self) -> None:
         """Lets go of both."""

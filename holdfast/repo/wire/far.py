@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
@@ -122,8 +122,8 @@ class _Backlog:
 
 Read = Callable[[int], bytes]
 """The next bytes from the client, at most so many; empty at the end."""
-Write = Callable[[bytes | bytearray | memoryview], None]
-"""Sends all bytes to the client."""
+Write = Callable[[Sequence[bytes | bytearray | memoryview]], None]
+"""Sends all of some pieces to the client, one behind the other."""
 
 
 class _Stream:
@@ -141,8 +141,7 @@ class _Stream:
         with self._writing, contextlib.suppress(OSError, ValueError):
             if self._ended:
                 return
-            for piece in encode_frames(number, kind, body):
-                self._write(piece)
+            self._write(encode_frames(number, kind, body))
 
     def end(self, close: Callable[[], None]) -> None:
         """Has its descriptors closed when nobody uses them, nor ever will: their numbers go to other files."""
@@ -265,8 +264,8 @@ class FarSide:
 
     def _take(self, stream: _Stream, packet: Packet) -> bool:
         """See `_accept`. Called with the lock held, so that requests are handed on in their order."""
-        number, size = packet.request, len(packet.body)
-        request = m.decode_message(packet.kind, packet.body)
+        number, size = packet.request, packet.length
+        request = m.decode_message(packet.kind, packet.body, packet.more)
         if not isinstance(request, m.Request):
             raise ProtocolError("a message is not a request")
         if not self._greeted:

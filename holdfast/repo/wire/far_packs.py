@@ -28,6 +28,7 @@ from holdfast.repo.keys import clear_keys
 from holdfast.repo.packs import PackStore, PackWriter
 from holdfast.repo.records import PackScanner, RecordReader, records_of
 from holdfast.repo.wire import messages as m
+from holdfast.repo.wire.fields import Pieces
 from holdfast.repo.wire.proof import PackProof, Proofs
 from holdfast.repo.wire.rights import Rights
 
@@ -202,9 +203,11 @@ class FarPacks:
             raise ProtocolError("bytes of a pack came out of order")
         if request.offset + len(request.data) > MAX_PACK_BYTES:
             raise ProtocolError("a pack would become longer than packs may be")
+        parts = request.data.parts if isinstance(request.data, Pieces) else [request.data]
         if held.proof is not None:
-            held.proof.feed(request.data)
-        held.writer.append([request.data])
+            for part in parts:
+                held.proof.feed(part)
+        held.writer.append(parts)
         return m.Done()
 
     def cut(self, request: m.Cut) -> m.Done:

@@ -9,7 +9,7 @@ Pure: bytes in, values out. A body that is not exactly what its layout says rais
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Protocol, cast
 
 from holdfast.errors import ProtocolError
@@ -27,6 +27,7 @@ __all__ = [
     "Bulk",
     "Cursor",
     "Field",
+    "Pieces",
     "fixed",
     "many",
     "optional",
@@ -35,17 +36,50 @@ __all__ = [
 ]
 
 
-class Cursor:
-    """Reads a body from front to back."""
+class Pieces:
+    """Data that lies in several places, one behind the other. Equal are those with equal data, wherever it lies.
 
-    def __init__(self, body: bytes) -> None:
+    Args:
+        parts: nobody may change what is in them.
+    """
+
+    __slots__ = ("_size", "parts")
+
+    def __init__(self, parts: Iterable[bytes | bytearray | memoryview]) -> None:
+        self.parts = tuple(parts)
+        self._size = sum(map(len, self.parts))
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self.parts)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Pieces | bytes | bytearray | memoryview):
+            return len(self) == len(other) and bytes(self) == bytes(other)
+        return NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(bytes(self))
+
+
+class Cursor:
+    """Reads a body from front to back.
+
+    Args:
+        body: may be followed by more, which `rest` alone gives out.
+    """
+
+    def __init__(self, body: bytes, more: Sequence[bytes | bytearray | memoryview] = ()) -> None:
         self._body = body
+        self._more = more
         self._at = 0
 
     @property
     def left(self) -> int:
         """Bytes that have not been read."""
-        return len(self._body) - self._at
+        return len(self._body) - self._at + sum(map(len, self._more))
 
     def take(self, length: int) -> bytes:
         """The next `length` bytes.
@@ -53,14 +87,20 @@ class Cursor:
         Raises:
             ProtocolError: there are not so many.
         """
-        return bytes(self.view(length))
-
-    def view(self, length: int) -> memoryview:
-        """The same, where it lies."""
-        if length > self.left:
+        start, end = self._at, self._at + length
+        if end > len(self._body):
             raise ProtocolError("a message is shorter than it should be")
-        start, self._at = self._at, self._at + length
-        return memoryview(self._body)[start : self._at]
+        self._at = end
+        return self._body[start:end]
+
+    def rest(self, length: int) -> Pieces:
+        """The last bytes, which must be so many, where they lie."""
+        if length != self.left:
+            raise ProtocolError("a message is not as long as it should be")
+        front = memoryview(self._body)[self._at :]
+        more, self._more = self._more, ()
+        self._at = len(self._body)
+        return Pieces([front, *more] if front else more)
 
 
 class Field(Protocol):
@@ -126,11 +166,11 @@ class Bulk:
 
     def put(self, out: bytearray, value: object) -> None:
         """Appends the length alone: the data goes behind it."""
-        out += _LENGTH.pack(len(cast("bytes | memoryview", value)))
+        out += _LENGTH.pack(len(cast("bytes | Pieces", value)))
 
-    def take(self, cursor: Cursor) -> memoryview:
-        """A view of the data."""
-        return cursor.view(_take_length(cursor))
+    def take(self, cursor: Cursor) -> Pieces:
+        """The data, where it lies."""
+        return cursor.rest(_take_length(cursor))
 
 
 class _Text:

@@ -31,6 +31,8 @@ MAX_MESSAGE_BYTES: Final = 64 << 20
 _MORE: Final = 1
 _APART_BYTES: Final = 16 << 10
 """Smaller pieces cost less together than each for itself."""
+_FRONT_BYTES: Final = 64
+"""Of a long message, in one piece: more than lies before data in bulk."""
 _SHOWN_BYTES: Final = 400
 _HEAD: Final = struct.Struct("<4sBBHII")
 _CHECK: Final = struct.Struct("<Q")
@@ -41,11 +43,18 @@ class Packet(NamedTuple):
 
     Args:
         request: number of the request that it is, or answers.
+        more: what follows `body`, if a long one came in several pieces.
     """
 
     request: int
     kind: int
     body: bytes
+    more: Sequence[memoryview] = ()
+
+    @property
+    def length(self) -> int:
+        """Of the whole body."""
+        return len(self.body) + sum(map(len, self.more))
 
 
 def encode_frames(
@@ -190,5 +199,9 @@ class Decoder:
         if flags:
             self._open = (request, kind)
             return None
-        whole, self._parts, self._parts_bytes, self._open = b"".join(self._parts), [], 0, None
-        return Packet(request, kind, whole)
+        parts, size, self._parts, self._parts_bytes, self._open = self._parts, self._parts_bytes, [], 0, None
+        if size < _APART_BYTES:
+            return Packet(request, kind, b"".join(parts))
+        views = [memoryview(part) for part in parts]
+        front = b"".join(_front(views, _FRONT_BYTES))
+        return Packet(request, kind, front, views)

@@ -12,7 +12,7 @@ Pure: bytes in, values out. What the values mean, and whether they may be said n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Generic, NoReturn, TypeVar, cast, dataclass_transform
 
 from holdfast.errors import ProtocolError
@@ -31,6 +31,7 @@ from holdfast.repo.wire.fields import (
     Bulk,
     Cursor,
     Field,
+    Pieces,
     fixed,
     many,
     optional,
@@ -137,7 +138,7 @@ class MaybeNumber(Message):
 class Bytes(Message):
     """Some bytes."""
 
-    data: bytes | memoryview
+    data: bytes | Pieces
 
 
 class MaybeBytes(Message):
@@ -462,7 +463,7 @@ class Append(Request[Done]):
     answer: ClassVar = Done
     writer: int
     offset: int
-    data: bytes | memoryview
+    data: bytes | Pieces
 
 
 class Cut(Request[Done]):
@@ -848,6 +849,8 @@ _LAYOUTS: Final[Mapping[type[Message], tuple[int, tuple[Field, ...]]]] = {
     ListCopies: (153, ()),
     NoteCopies: (154, (_REPOSITORY, TEXT, U64, many(_START), many(_START), many(_START), many(_START))),
 }
+_MOST_BEFORE_BULK: Final = 16
+"""Bytes of a message that lie before data in bulk."""
 _BY_NUMBER: Final = {number: (cls, layout) for cls, (number, layout) in _LAYOUTS.items()}
 
 
@@ -866,12 +869,15 @@ def encode_message(message: Message) -> tuple[int, list[bytearray | bytes | memo
         item.put(out, value)
         if isinstance(item, Bulk):
             assert item is layout[-1]
-            pieces.append(value)
+            pieces += value.parts if isinstance(value, Pieces) else [value]
     return number, pieces
 
 
-def decode_message(number: int, body: bytes) -> Message:
+def decode_message(number: int, body: bytes, more: Sequence[bytes | bytearray | memoryview] = ()) -> Message:
     """The message of that number with that body.
+
+    Args:
+        more: the rest of the body, if it lies in several places.
 
     Raises:
         ProtocolError: there is no such message, or the body is not one of it.
@@ -880,7 +886,9 @@ def decode_message(number: int, body: bytes) -> Message:
     if known is None:
         raise ProtocolError(f"there is no message number {number}")
     cls, layout = known
-    cursor = Cursor(body)
+    if more and not (layout and isinstance(layout[-1], Bulk) and len(body) >= _MOST_BEFORE_BULK):
+        body, more = b"".join([body, *more]), ()
+    cursor = Cursor(body, more)
     values = [item.take(cursor) for item in layout]
     if cursor.left:
         raise ProtocolError(f"a message ({cls.__name__}) is longer than it should be")

@@ -186,8 +186,7 @@ class Connection:
                 number = self.requests
                 self._waiting[number] = _Waiting(request.answer, future, lane, weight, time.monotonic())
             try:
-                for piece in encode_frames(number, kind, body):
-                    self._write(lane, piece)
+                self._write(lane, encode_frames(number, kind, body))
             except LinkError as error:
                 failed = error
             else:
@@ -210,9 +209,9 @@ class Connection:
                 self._widening.start()
         return lane
 
-    def _write(self, lane: _Lane, data: bytes | bytearray | memoryview) -> None:
-        lane.stream.write(data)
-        self.sent_bytes += len(data)
+    def _write(self, lane: _Lane, parts: Sequence[bytes | bytearray | memoryview]) -> None:
+        lane.stream.write(parts)
+        self.sent_bytes += sum(map(len, parts))
         if lane is self._lanes[0]:
             self._spoke.set()
 
@@ -287,7 +286,7 @@ class Connection:
                 self.received_bytes += len(data)
                 try:
                     for packet in decoder.feed(data):
-                        self._answer(packet.request, decode_message(packet.kind, packet.body))
+                        self._answer(packet.request, decode_message(packet.kind, packet.body, packet.more))
                 except ProtocolError as error:
                     raise self._explained(error, decoder) from None
             if decoder.rest and not decoder.frames:
@@ -372,14 +371,15 @@ def _joined(stream: Stream, invitation: Invitation) -> Decoder:
         Join(invitation.door, invitation.secret),
     ]
     for number, request in enumerate(requests, 1):
-        for piece in encode_frames(number, *encode_message(request)):
-            stream.write(piece)
+        stream.write(encode_frames(number, *encode_message(request)))
         answers: list[Message] = []
         while not answers:
             data = stream.read(_READ_BYTES)
             if not data:
                 raise stream.ended()
-            answers += [decode_message(packet.kind, packet.body) for packet in decoder.feed(data)]
+            answers += [
+                decode_message(packet.kind, packet.body, packet.more) for packet in decoder.feed(data)
+            ]
         if len(answers) != 1 or not isinstance(answers[0], request.answer):
             raise ProtocolError("a further stream was not taken")
     return decoder

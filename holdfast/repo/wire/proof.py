@@ -119,7 +119,7 @@ class PackProof:
         """Whether nothing but whole records, and perhaps a part of one, has been appended."""
         return not self._broken and not self._after_table and self.whole_end >= PACK_HEADER_BYTES
 
-    def feed(self, data: bytes | memoryview) -> None:
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Takes in what has been appended.
 
         Raises:

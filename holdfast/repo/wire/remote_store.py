@@ -23,12 +23,13 @@ from holdfast.repo.format.record import Codec, Kind, RecordHeader, TableEntry, d
 from holdfast.repo.packs import PackWriter
 from holdfast.repo.records import ScannedPiece, ScannedRecord
 from holdfast.repo.wire import messages as m
+from holdfast.repo.wire.fields import Pieces
 from holdfast.repo.wire.near import Connection
 from holdfast.units import MIB
 
 __all__ = ["RemotePackStore"]
 
-_PIECE_BYTES: Final = 512 * 1024
+_PIECE_BYTES: Final = 1024 * 1024 - 4096
 _WINDOW_BYTES: Final = 32 * MIB
 
 
@@ -113,7 +114,7 @@ class _RemotePackWriter:
                 return  # the far side has let go of it, or will when it notices that we are gone
 
 
-def _pieces(parts: Sequence[bytes | bytearray | memoryview]) -> Iterator[bytes]:
+def _pieces(parts: Sequence[bytes | bytearray | memoryview]) -> Iterator[Pieces]:
     """What lies in some parts, in pieces of equal size, the last one apart."""
     gathered: list[memoryview] = []
     size = 0
@@ -125,10 +126,10 @@ def _pieces(parts: Sequence[bytes | bytearray | memoryview]) -> Iterator[bytes]:
             size += len(take)
             left = left[len(take) :]
             if size == _PIECE_BYTES:
-                yield b"".join(gathered)
+                yield Pieces(gathered)
                 gathered, size = [], 0
     if gathered:
-        yield b"".join(gathered)
+        yield Pieces(gathered)
 
 
 class RemotePackStore:
@@ -171,7 +172,7 @@ class RemotePackStore:
             self._checked(answer.result().data, size) for answer, size in zip(answers, sizes, strict=True)
         )
 
-    def _checked(self, data: bytes | memoryview, length: int) -> bytes:
+    def _checked(self, data: bytes | Pieces, length: int) -> bytes:
         if len(data) != length:
             raise StorageError(
                 f"{self._connection.name} sent {len(data)} bytes of a pack instead of {length}"
@@ -180,7 +181,7 @@ class RemotePackStore:
 
     def records_of(self, pack_id: PackId, end: int) -> list[TableEntry]:
         """See `records.RecordLister`."""
-        return decode_table(self._connection.ask(m.ListRecords(pack_id, end)).data)
+        return decode_table(bytes(self._connection.ask(m.ListRecords(pack_id, end)).data))
 
     def scan(self, pack_id: PackId, start: int, end: int, *, payloads: bool) -> ScannedPiece:
         """See `records.PackReporter`."""

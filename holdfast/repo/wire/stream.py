@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from holdfast.errors import FarCommandMissing, FarSideEnded, LinkError, LinkLost, LinkTimeout
+from holdfast.ssh.descriptors import writing_parts
 from holdfast.ssh.link import STDERR_TAIL_BYTES, Channel, Link, far_failure, printable
 
 __all__ = ["PipeStream", "SshStream", "Stream"]
@@ -30,8 +31,8 @@ class Stream(Protocol):
         """The next bytes, at most so many; empty at the end. Raises `LinkError`."""
         ...
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Sends all of `data`; waits while the far side is slow. Raises `LinkError`."""
+    def write(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
+        """Sends all of some pieces, one behind the other; waits while the far side is slow. Raises `LinkError`."""
         ...
 
     def close_write(self) -> None:
@@ -62,9 +63,9 @@ class SshStream:
         """See `Stream.read`."""
         return self._channel.read(limit_bytes)
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
+    def write(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
         """See `Stream.write`."""
-        self._channel.write(data)
+        self._channel.write_parts(parts)
 
     def close_write(self) -> None:
         """See `Stream.close_write`."""
@@ -130,13 +131,12 @@ class PipeStream:
         assert self._process.stdout is not None
         return os.read(self._process.stdout.fileno(), limit_bytes)
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
+    def write(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
         """See `Stream.write`."""
         assert self._process.stdin is not None
-        rest = memoryview(data)
         try:
-            while rest:
-                rest = rest[os.write(self._process.stdin.fileno(), rest) :]
+            for _ in writing_parts(self._process.stdin.fileno(), parts):
+                pass
         except (OSError, ValueError):
             raise FarSideEnded(f"{self._name} takes no more data") from None
 

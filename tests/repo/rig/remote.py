@@ -25,6 +25,7 @@ from holdfast.repo.wire.remote_place import RemotePlace
 from holdfast.repo.wire.rights import Rights
 from holdfast.repo.wire.stream import Stream
 from holdfast.ssh.address import parse_place
+from holdfast.ssh.descriptors import writing_parts
 
 __all__ = [
     "InRounds",
@@ -52,9 +53,9 @@ class SocketStream:
         except OSError as error:
             raise LinkLost(f"the socket broke ({error})") from None
 
-    def write(self, data: bytes) -> None:
+    def write(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
         try:
-            self._socket.sendall(data)
+            self._socket.sendall(b"".join(parts))
         except OSError as error:
             raise FarSideEnded(f"the socket takes no more ({error})") from None
 
@@ -83,11 +84,11 @@ class InRounds(SocketStream):
         self._changed = threading.Condition()
         self._requests, self._answers = Decoder(), Decoder()
 
-    def write(self, data: bytes) -> None:
-        super().write(data)
+    def write(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
+        super().write(parts)
         with self._changed:
-            for packet in self._requests.feed(data):
-                self.asked.append(type(m.decode_message(packet.kind, packet.body)).__name__)
+            for packet in self._requests.feed(b"".join(parts)):
+                self.asked.append(type(m.decode_message(*packet[1:])).__name__)
             self._changed.notify_all()
 
     def read(self, limit_bytes: int) -> bytes:
@@ -143,7 +144,7 @@ def served(
         return far.recv(limit)
 
     def work() -> None:
-        FarSide(read, far.sendall, rights, hosted, clock).run()
+        FarSide(read, lambda parts: far.sendall(b"".join(parts)), rights, hosted, clock).run()
         far.close()
 
     thread = threading.Thread(target=work, daemon=True)
@@ -157,10 +158,9 @@ def served_by_descriptors(rights: Rights | None = None) -> socket.socket:
     near, far = socket.socketpair()
 
     def opened(source: int, sink: int) -> tuple[Read, Write, Callable[[], None]]:
-        def write(data: bytes | bytearray | memoryview) -> None:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(sink, rest) :]
+        def write(parts: Sequence[bytes | bytearray | memoryview]) -> None:
+            for _ in writing_parts(sink, parts):
+                pass
 
         def close() -> None:
             os.close(source)
@@ -170,7 +170,12 @@ def served_by_descriptors(rights: Rights | None = None) -> socket.socket:
 
     def work() -> None:
         ends = far.fileno(), far.fileno()
-        FarSide(far.recv, far.sendall, rights, descriptors=Descriptors(ends, opened)).run()
+        FarSide(
+            far.recv,
+            lambda parts: far.sendall(b"".join(parts)),
+            rights,
+            descriptors=Descriptors(ends, opened),
+        ).run()
         far.close()
 
     thread = threading.Thread(target=work, daemon=True)

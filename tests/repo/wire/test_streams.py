@@ -75,7 +75,7 @@ def joining(door: str, secret: bytes, rights: Rights | None = None) -> m.Message
                 data = near.recv(1 << 16)
                 assert data, "the far side has ended without a word"
                 packets = list(decoder.feed(data))
-            answer = m.decode_message(packets[0].kind, packets[0].body)
+            answer = m.decode_message(*packets[0][1:])
         return answer
 
 
@@ -200,7 +200,7 @@ def test_numbers_that_never_come_end_the_connection() -> None:
             data = end.recv(1 << 16)
             assert data, "the far side has ended without a word"
             packets = list(decoder.feed(data))
-        return packets[0].request, m.decode_message(packets[0].kind, packets[0].body)
+        return packets[0].request, m.decode_message(*packets[0][1:])
 
     say(main, 1, m.Hello(1, 1, "x"))
     hear(main, decoder)
