@@ -12,16 +12,19 @@ from holdfast.ssh.throttle import Throttle
 
 __all__ = ["widen_pipe", "writing_parts"]
 
-_PIPE_BYTES: Final = 1 << 20
-"""The most that Linux gives to anybody who asks (fs.pipe-max-size); unasked it is 64 KiB."""
 _MOST_PARTS: Final = 1024
 """Of one system call (IOV_MAX)."""
 
 
-def widen_pipe(descriptor: int) -> None:
-    """Lets more lie in a pipe, so that neither end waits for the other one as often. Anything else stays as it is."""
-    with contextlib.suppress(OSError):  # no pipe, or the user's share of pipe memory is used up
-        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+def widen_pipe(descriptor: int, size_bytes: int) -> None:
+    """Lets more lie in a pipe, so that neither end waits for the other one as often. Anything else stays as it is.
+
+    Args:
+        size_bytes: Linux gives 64 KiB unasked, and up to 1 MiB to anybody (fs.pipe-max-size); all pipes of a user who is not
+            root share 64 MiB (fs.pipe-user-pages-soft).
+    """
+    with contextlib.suppress(OSError):  # no pipe, or the user's share is used up
+        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, size_bytes)
 
 
 def writing_parts(

@@ -35,6 +35,7 @@ __all__ = ["ClientProcess"]
 
 _READ_BYTES: Final = 1 << 16
 _LINE_BYTES: Final = 2048
+_PIPE_BYTES: Final = 1 << 20
 
 
 class _Starter:
@@ -126,7 +127,7 @@ class ClientProcess:
         self.stdin: Final = popen.stdin.fileno()
         self.stdout: Final = popen.stdout.fileno()
         for descriptor in (self.stdin, self.stdout):
-            widen_pipe(descriptor)
+            widen_pipe(descriptor, _PIPE_BYTES)
         os.set_blocking(popen.stderr.fileno(), False)
         threading.Thread(
             target=self._watch, args=(log, log_end), name=f"ssh-{popen.pid}", daemon=True

@@ -21,6 +21,8 @@ __all__ = ["command"]
 
 _QUIET_S: Final = 300.0
 """A client says something every half minute; one that says nothing for so long is lost."""
+_PIPE_BYTES: Final = 1 << 18
+"""As much as is read at a time; a server has many clients, whose pipes count together."""
 
 
 def rate(text: str) -> int:
@@ -47,7 +49,7 @@ class _Descriptors:
 
         self.ends = source, sink
         for end in self.ends:
-            widen_pipe(end)
+            widen_pipe(end, _PIPE_BYTES)
         self._readable = select.poll()
         self._readable.register(source, select.POLLIN)
         self._throttle = throttle

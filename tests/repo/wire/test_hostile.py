@@ -46,6 +46,7 @@ from holdfast.repo.repository import Repository
 from holdfast.repo.wire import messages as m
 from holdfast.repo.wire.far import FarSide
 from holdfast.repo.wire.faults import failure_of, raised_by
+from holdfast.repo.wire.fields import Pieces
 from holdfast.repo.wire.frames import HEADER_BYTES, MAX_BODY_BYTES, MAX_MESSAGE_BYTES, Decoder, encode_frames
 from holdfast.repo.wire.near import Connection
 from holdfast.repo.wire.rights import Rights
@@ -98,6 +99,32 @@ def test_messages_survive_any_fragmentation(body: bytes, step: int, cut: int) ->
         (7, 107, body),
         (8, 2, b""),
     ]
+
+
+@pytest.mark.parametrize("front", [0, 3, 15, 16, 40, 70_000])
+def test_data_in_bulk_is_the_same_however_it_came(front: int) -> None:
+    data = bytes(range(256)) * 400
+    kind, body = m.encode_message(m.Append(3, 5, Pieces([data[:100], b"", data[100:]])))
+    whole = b"".join(body)
+    found = m.decode_message(
+        kind, whole[:front], [memoryview(whole[front : front + 9]), memoryview(whole[front + 9 :])]
+    )
+    assert found == m.Append(3, 5, data)
+    assert found == m.decode_message(kind, whole)
+    for wrong in (whole[:-1], whole + b"x"):
+        with pytest.raises(ProtocolError):
+            m.decode_message(kind, wrong[:front], [memoryview(wrong[front:])])
+
+
+def test_other_long_messages_may_come_in_pieces_too() -> None:
+    message = m.Lookup(tuple(bytes([n]) * 32 for n in range(200)))
+    kind, body = m.encode_message(message)
+    whole = b"".join(body)
+    assert (
+        m.decode_message(kind, whole[:64], [memoryview(whole[64:5000]), memoryview(whole[5000:])]) == message
+    )
+    with pytest.raises(ProtocolError):
+        m.decode_message(kind, whole[:64], [memoryview(whole[64:-1])])
 
 
 @given(st.data())
