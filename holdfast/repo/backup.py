@@ -37,7 +37,6 @@ from holdfast.repo.ingest import Content, Ingest, IngestCounters
 from holdfast.repo.keys import Keys
 from holdfast.repo.lease import new_session_row
 from holdfast.repo.packs import PackStore
-from holdfast.repo.parallel import usable_cores
 from holdfast.repo.points import Point
 from holdfast.repo.records import RecordReader
 from holdfast.repo.recover import Home, adopt_strays
@@ -58,8 +57,6 @@ __all__ = [
 ]
 
 _TOOL: Final = f"holdfast {VERSION}"
-_WAITING_WORKERS: Final = 4
-"""More than one per core, where the repository is far: they wait for answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,7 +382,7 @@ def build_ingest(
         engine.records,
         engine.trees,
         config.segment_bytes,
-        options.workers or (usable_cores() + _WAITING_WORKERS if engine.far else None),
+        options.workers,
         others,
         LevelGovernor(config.compression.level) if config.compression.auto else None,
         engine.index.lost(),

@@ -55,6 +55,8 @@ from holdfast.units import MIB
 __all__ = ["Content", "Ingest", "IngestCounters", "RecordAcceptor"]
 
 _NODES_AT_ONCE: Final = 1024
+_WAITING_WORKERS: Final = 3
+"""More than usual, where the repository is far and cores are idle: each keeps a whole segment in memory."""
 _WINDOW_BYTES: Final = 2 * MIB
 _GOLDEN: Final = 0.6180339887498949
 
@@ -228,7 +230,11 @@ class Ingest:
             for content in contents
         )
         run_parallel(
-            self._tasks(contents), self._segment, self._workers, lambda: self._on_progress(self.counters)
+            self._tasks(contents),
+            self._segment,
+            self._workers,
+            lambda: self._on_progress(self.counters),
+            _WAITING_WORKERS if self._far else 0,
         )
         self._acceptor.flush()  # segments that have to be done again are done before the trees are built
         trees = [ContentTree(c.source.size_bytes, self._finish(c), self._segment_bytes) for c in contents]

@@ -17,6 +17,7 @@ __all__ = ["run_parallel", "usable_cores"]
 T = TypeVar("T")
 _TICK_S = 0.2
 _JUDGED_S = 0.5
+_WAITED_S = 0.15
 _IDLE_BELOW = 0.6
 
 
@@ -25,20 +26,38 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-class _Cores:
-    """Whether the cores have much of their time left."""
+def _machine_idle_s() -> float:
+    """Seconds that all processors of this machine together have had nothing to do; infinite where nobody tells."""
+    try:
+        with open("/proc/stat", encoding="ascii") as file:
+            ticks = file.readline().split()
+        return (int(ticks[4]) + int(ticks[5])) / os.sysconf("SC_CLK_TCK")  # idle, and waiting for disks
+    except (OSError, ValueError, IndexError):
+        return float("inf")
 
-    def __init__(self) -> None:
+
+class _Cores:
+    """Whether the cores have much of their time left: this process does not use it, and no other one does.
+
+    Args:
+        judged_s: how much time has to be looked at.
+    """
+
+    def __init__(self, judged_s: float) -> None:
+        self._judged_s = judged_s
         self._wall_s, self._cpu_s = time.monotonic(), time.process_time()
+        self._idle_s = _machine_idle_s()
 
     def are_idle(self) -> bool:
         """Whether they were, since it was asked last; False if that was only a moment ago."""
         wall_s, cpu_s = time.monotonic(), time.process_time()
-        if wall_s - self._wall_s < _JUDGED_S:
+        if wall_s - self._wall_s < self._judged_s:
             return False
-        share = (cpu_s - self._cpu_s) / (wall_s - self._wall_s) / usable_cores()
-        self._wall_s, self._cpu_s = wall_s, cpu_s
-        return share < _IDLE_BELOW
+        idle_s = _machine_idle_s()
+        whole_s = (wall_s - self._wall_s) * usable_cores()
+        used_s, spare_s = cpu_s - self._cpu_s, idle_s - self._idle_s
+        self._wall_s, self._cpu_s, self._idle_s = wall_s, cpu_s, idle_s
+        return used_s < _IDLE_BELOW * whole_s and not spare_s < (1 - _IDLE_BELOW) * whole_s
 
 
 def run_parallel(
@@ -46,6 +65,7 @@ def run_parallel(
     work: Callable[[T], None],
     workers: int | None,
     tick: Callable[[], None] = lambda: None,
+    waiting: int = 0,
 ) -> None:
     """Calls `work` for every task; returns when all are done.
 
@@ -56,6 +76,7 @@ def run_parallel(
     Args:
         workers: how many threads; None for one per core, and one more as soon as they are seen to wait for
             disks. (More threads than cores cost time where nobody waits: they fight for the interpreter lock.)
+        waiting: so many more, likewise, but sooner: where workers wait for answers over a network.
 
     Raises:
         whatever `work`, the iterator or `tick` raised first.
@@ -89,8 +110,8 @@ def run_parallel(
         threads.append(threading.Thread(target=take, name=name, daemon=True))
         threads[-1].start()
 
-    spare = 0 if workers else 1
-    cores = _Cores()
+    spare = 0 if workers else 1 + waiting
+    cores = _Cores(_WAITED_S if waiting else _JUDGED_S)
     for _ in range(workers or usable_cores()):
         start()
     try:
