@@ -38,7 +38,7 @@ from holdfast.repo.idset import IdSet
 from holdfast.repo.ingest import Content, Ingest
 from holdfast.repo.keys import Keys
 from holdfast.repo.lease import new_session_row
-from holdfast.repo.parallel import run_parallel, usable_cores
+from holdfast.repo.parallel import run_parallel
 from holdfast.repo.points import Point, open_manifest, open_point
 from holdfast.repo.reader import DiskReader
 from holdfast.repo.session import Segment, Session
@@ -65,8 +65,8 @@ Ack = Literal["chunk", "batch", "point"]
 _LEAVES_AT_ONCE: Final = 16
 _FAR_LEAVES_AT_ONCE: Final = 2
 """Where one side is far, so that small disks, too, give many workers something to wait for."""
-_WAITING_WORKERS: Final = 4
-"""More than one per core, where one side is far: they wait for answers."""
+_WAITING_WORKERS: Final = 5
+"""More than usual, where one side is far and cores are idle: they wait for answers."""
 _APPEND_BYTES: Final = 4 * MIB
 _NODES_AT_ONCE: Final = 1024
 _SAMPLE_AT_ONCE: Final = 4096
@@ -340,8 +340,9 @@ class _Copy:
         run_parallel(
             self._batches(pairs, inner),
             self._leaves,
-            self._options.workers or (usable_cores() + _WAITING_WORKERS if self._is_far else None),
+            self._options.workers,
             lambda: self._options.on_progress(self.stored_bytes),
+            _WAITING_WORKERS if self._is_far else 0,
         )
         if self._session is not None:
             self._session.flush()  # leaves are there before what names them
