@@ -75,5 +75,5 @@ def workers_option(function: C) -> C:
     return click.option(
         "--workers",
         type=click.IntRange(1, 256),
-        help="Threads to work with. [default: one per core, and one more while they wait for disks]",
+        help="Threads to work with. [default: one per core, and more while cores are idle]",
     )(function)

@@ -69,7 +69,7 @@ class BackupOptions:
         changes: disk name -> what may have changed since the point `base`; only that is read of these disks.
         base: a point of the same VM; needed with `changes`.
         dry_run: read and classify everything, store nothing.
-        workers: threads; None for one per core, and one more while they wait for disks.
+        workers: threads; None for one per core, and more while cores are idle (`run_parallel`).
         on_progress: called a few times a second from the calling thread.
     """
 

@@ -91,6 +91,8 @@ _LATER_TABLES: Final = (_LOST, _COLLECTED, _MARKS, _ALIASES, _COPIES)
 """Tables that read-only media may lack."""
 _REPOSITORY: Final = b"repository"
 _SCAN_ROWS: Final = 10_000
+_MOST_OVERTAKEN: Final = 20
+"""How often a reader without locks looks again when writers were too fast for it."""
 
 
 @dataclass
@@ -321,10 +323,20 @@ class LmdbIndex:
 
     def lookup(self, ids: Sequence[RecordId]) -> list[Place | None]:
         """See `Index.lookup`."""
-        with _translated("looking up records"), self._begin() as txn:
-            found = dict(txn.cursor(self._chunks).getmulti(ids))
+        for left in reversed(range(_MOST_OVERTAKEN)):
+            with _translated("looking up records"), self._begin() as txn:
+                found = dict(txn.cursor(self._chunks).getmulti(ids))
+                if not self._is_overtaken(txn) or not left:
+                    break
         decode = rows.decode_place
         return [decode(key, value) if (value := found.get(key)) is not None else None for key in ids]
+
+    def _is_overtaken(self, txn: lmdb.Transaction[bytes]) -> bool:
+        """Whether writers may have reused pages that a transaction has read: nobody waits for readers without locks.
+
+        A writer leaves alone what the newest two states of the index need (LMDB's `mdb_find_oldest`).
+        """
+        return self._read_only and bool(self._env.info()["last_txnid"] >= txn.id() + 2)
 
     def scan(self, after: RecordId | None, limit: int) -> list[tuple[RecordId, Place]]:
         """See `Index.scan`."""

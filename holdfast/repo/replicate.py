@@ -79,7 +79,7 @@ class ReplicateOptions:
     Args:
         dry_run: find out what would be copied.
         ack: when what was copied is durable; whatever it is, a point is listed only when all of it is.
-        workers: threads; None for as many as there are cores.
+        workers: threads; None for one per core, and more while cores are idle.
         pace: called with the number of bytes before they are copied; it may wait.
         on_progress: called with bytes copied so far, now and then, from any thread.
     """

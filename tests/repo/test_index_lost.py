@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import lmdb
 import pytest
 from rig.child import Child
 from rig.disks import MIB, content, machine_of
@@ -26,7 +27,9 @@ from holdfast.errors import (
     UsageError,
     WrongPassword,
 )
+from holdfast.ids import RecordId
 from holdfast.repo import folder, keys
+from holdfast.repo.lmdb_index import LmdbIndex
 from holdfast.repo.recover import adopt_strays
 from holdfast.repo.repository import Repository
 
@@ -467,6 +470,36 @@ for _ in range(6):
         assert reader.returncode == 0, said
         assert not failures
         assert truth.points
+
+    @pytest.mark.root
+    def test_a_reader_that_writers_overtake_looks_again(
+        self, read_only: str, world: FolderWorld, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Two commits beside a look-up may have reused the pages that it has read."""
+        script = f"""
+import sys
+sys.path.insert(0, {str(HERE)!r})
+from rig.engine import quiet, ONE_WORKER
+from rig.disks import content, machine_of
+from holdfast.repo.repository import Repository
+with Repository.open({world.path!r}, notify=quiet) as repository:
+    repository.backup(machine_of([content([int(sys.argv[1]), 2000])], name="busy"), ONE_WORKER)
+"""
+        judged: list[bool] = []
+        is_overtaken = LmdbIndex._is_overtaken
+
+        def beside_writers(index: LmdbIndex, txn: lmdb.Transaction[bytes]) -> bool:
+            if not index._read_only:
+                return is_overtaken(index, txn)
+            if len(judged) < 3:
+                subprocess.run([sys.executable, "-c", script, str(len(judged))], check=True)
+            judged.append(is_overtaken(index, txn))
+            return judged[-1]
+
+        with Repository.open(read_only, notify=quiet) as repository:
+            monkeypatch.setattr(LmdbIndex, "_is_overtaken", beside_writers)
+            assert repository._index().lookup([RecordId(bytes(32))]) == [None]
+        assert judged == [True, True, True, False]
 
     def test_without_permission_to_write(self, world: FolderWorld, truth: Truth, tmp_path: Path) -> None:
         """As an ordinary user: the folder belongs to somebody else."""
